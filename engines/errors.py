@@ -1,0 +1,13 @@
+"""What can go wrong in an engine, by who must act."""
+
+
+class EngineError(Exception):
+    """Raised when a batch can't be computed; the batch can be tried in halves to find the culprit."""
+
+
+class CheckpointError(Exception):
+    """Raised when a model folder, package or head can't be used; the message says what, where and what to do."""
+
+
+class EngineUnavailable(Exception):
+    """Raised when an engine's library or device is missing; the message says what to install."""

@@ -1,0 +1,38 @@
+"""A Kafka record as the stages see it: no client library, no broker."""
+
+from __future__ import annotations
+
+import msgspec
+
+# Kafka's own shape: a list of pairs, names may repeat, a value may be null.
+Headers = list[tuple[str, bytes | None]]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where a record was read: the JSON object `source` of a result."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class InputRecord(msgspec.Struct, frozen=True):
+    """A record as it was read from a topic. `timestamp_ms` is Kafka's, -1 where there is none."""
+
+    source: Source
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int = -1
+
+
+class OutputRecord(msgspec.Struct, frozen=True):
+    """A record to be written. It goes to the partition that its source was read from."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
