@@ -150,6 +150,7 @@ def decode_encoding_pack(value: bytes | None) -> EncodingPack:
             len(output.values) == chunks * output.width * _FLOAT32.itemsize,
             f"output {output.name!r} has not {chunks} rows of {output.width}",
         )
+        _require(bool(np.isfinite(output.rows()).all()), f"output {output.name!r} is not finite")
     return pack
 
 

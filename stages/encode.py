@@ -1,0 +1,121 @@
+"""Encode: windows of token ids in, the engines' numbers out, each window on its own.
+
+A batch that an engine refuses is tried in halves until the culprit stands alone, so that one window never costs its
+neighbours their answer: at most 2 log2(N) + 1 more runs a culprit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+from engines.rows import Engine
+from schemas.errors import BadRecord, Reason
+from schemas.packs import EncodingPack, PackedText, TokenPack, encoding_pack, token_pack
+from stages.packing import RowGroup, pack_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What came of N windows: `outputs` name -> float32 (N, W), and the windows that failed, by index.
+
+    `tokens` are real ones, `padded_tokens` what the engines computed, ends of rows included.
+    """
+
+    outputs: dict[str, NDArray[np.float32]]
+    failed: dict[int, BadRecord]
+    tokens: int
+    padded_tokens: int
+
+
+class EncodeStage:
+    """Every engine reads the same packed rows; together they give each window its outputs.
+
+    `max_length` is the most tokens that all of the models read: attention costs memory by its square, so a longer
+    window (there is none unless a pack was forged) fails before an engine sees it.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, row_length: int, max_length: int) -> None:
+        self._engines = tuple(engines)
+        self._row_length = row_length
+        self._max_length = max_length
+        self._widths = {name: width for engine in engines for name, width in engine.widths.items()}
+
+    def pack(self, windows: Sequence[NDArray[np.int32]]) -> list[RowGroup]:
+        """Lay the windows into rows: the part of the work that needs no engine."""
+        return pack_rows(windows, row_length=self._row_length)
+
+    def __call__(self, windows: Sequence[NDArray[np.int32]], groups: Sequence[RowGroup] | None = None) -> Encoded:
+        """Outputs of all windows; `groups` where they were packed before. Thread-safe where the engines are."""
+        outputs = {name: np.zeros((len(windows), width), np.float32) for name, width in self._widths.items()}
+        failed: dict[int, BadRecord] = {}
+        tokens = padded_tokens = 0
+        for group in self.pack(windows) if groups is None else groups:
+            tokens += group.rows.tokens
+            padded_tokens += group.rows.padded_tokens
+            self._run(group, windows, outputs, failed)
+        return Encoded(outputs, failed, tokens, padded_tokens)
+
+    def close(self) -> None:
+        """Close every engine."""
+        for engine in self._engines:
+            engine.close()
+
+    def _run(
+        self,
+        group: RowGroup,
+        windows: Sequence[NDArray[np.int32]],
+        outputs: dict[str, NDArray[np.float32]],
+        failed: dict[int, BadRecord],
+    ) -> None:
+        try:
+            computed = {name: rows for engine in self._engines for name, rows in engine.run(group.rows).items()}
+        except EngineError as err:
+            if len(group.windows) == 1:
+                failed[group.windows[0]] = BadRecord(Reason.ENGINE_FAILED, str(err))
+                return
+            middle = len(group.windows) // 2
+            for half in (group.windows[:middle], group.windows[middle:]):
+                for smaller in self.pack([windows[index] for index in half]):
+                    named = RowGroup(smaller.rows, [half[place] for place in smaller.windows])
+                    self._run(named, windows, outputs, failed)
+            return
+        for name, rows in computed.items():
+            outputs[name][group.windows] = rows
+            for place in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
+                failed[group.windows[place]] = BadRecord(Reason.ENGINE_FAILED, f"{name} is not finite")
+
+
+def encoded_pack(
+    pack: TokenPack, outputs: dict[str, NDArray[np.float32]], failed: dict[int, BadRecord]
+) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
+    """The encodings of `pack`, and the texts one of whose windows failed.
+
+    `outputs` are (chunks, W) over all chunks of the pack, `failed` by chunk. None where every text failed.
+    """
+    if not failed:
+        return encoding_pack(pack, outputs), []
+    texts: list[PackedText] = []
+    kept: list[int] = []
+    lost: list[tuple[PackedText, BadRecord]] = []
+    first = 0
+    for text in pack.texts:
+        chunks = range(first, first + text.chunks)
+        first += text.chunks
+        error = next((failed[chunk] for chunk in chunks if chunk in failed), None)
+        if error is None:
+            texts.append(text)
+            kept.extend(chunks)
+        else:
+            lost.append((text, error))
+    if not texts:
+        return None, lost
+    ids = pack.chunk_ids()
+    smaller = token_pack(
+        topic=pack.topic, partition=pack.partition, texts=texts, chunks=[ids[chunk] for chunk in kept]
+    )
+    return encoding_pack(smaller, {name: rows[kept] for name, rows in outputs.items()}), lost

@@ -1,0 +1,80 @@
+"""Tasks: from a model's numbers to what `transformers.pipeline` answers.
+
+A text that was cut into windows has one row of numbers a window. They are joined by the mean, weighted by tokens (of
+vectors, or of logits before the softmax), and a normalised vector is brought back to length 1.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import BadRecord, Reason
+from schemas.results import Label, Output
+
+# Finer than float32 at the size of a normalised vector's numbers (2**-24 of 0.05 is 3e-9), and half the JSON of the
+# shortest float64.
+_EMBEDDING_DECIMALS = 8
+
+
+class Task(Protocol):
+    """Turns joined rows (texts, W) into one output a text. Raises BadRecord where W is not its own."""
+
+    def __call__(self, rows: NDArray[np.float64], /) -> list[Output]: ...
+
+
+class SentenceEmbedding:
+    """The pooled vector: a list of W floats."""
+
+    def __init__(self, *, normalize: bool) -> None:
+        self._normalize = normalize
+
+    def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
+        if self._normalize:
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)
+        vectors: list[list[float]] = rows.round(_EMBEDDING_DECIMALS).tolist()
+        return [*vectors]
+
+
+class TextClassification:
+    """The `top_k` most probable labels (all where None), best first, each `{"label", "score"}`.
+
+    Scores are the softmax of the logits, or the sigmoid where there is one label: what `transformers` does for a
+    model whose config names no problem type.
+    """
+
+    def __init__(self, labels: tuple[str, ...], *, top_k: int | None) -> None:
+        self._labels = labels
+        self._top_k = len(labels) if top_k is None else min(top_k, len(labels))
+
+    def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
+        if rows.shape[1] != len(self._labels):
+            raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
+        scores = _softmax(rows) if len(self._labels) > 1 else 1.0 / (1.0 + np.exp(-rows))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
+        return [
+            [Label(self._labels[label], float(scores[text, label])) for label in order]
+            for text, order in enumerate(best)
+        ]
+
+
+def join_windows(rows: NDArray[np.float32], lengths: NDArray[np.int32], chunks: list[int]) -> NDArray[np.float64]:
+    """(windows, W) -> (texts, W): the mean over each text's windows, weighted by their tokens.
+
+    `lengths` (windows,) are tokens, `chunks` says how many windows each text has.
+    """
+    if len(chunks) == len(rows):
+        return rows.astype(np.float64)
+    first = np.concatenate(([0], np.cumsum(chunks)[:-1]))
+    weights = lengths.astype(np.float64)
+    totals = np.add.reduceat(weights, first)
+    joined: NDArray[np.float64] = np.add.reduceat(rows * weights[:, None], first, axis=0) / totals[:, None]
+    return joined
+
+
+def _softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
+    scores: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return scores

@@ -1,0 +1,162 @@
+"""Tokenize: texts in, windows of token ids out.
+
+The tokenizer is whatever `transformers.AutoTokenizer` finds in the model's folder; its Rust batch call does the
+work and releases the GIL. Fixed padding and truncation in `tokenizer.json` (many sentence-transformers carry 128)
+are turned off: rows are packed, and a long text is never cut silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from schemas.errors import BadRecord, Reason
+from schemas.packs import PackedText, TokenPack, token_pack
+from schemas.records import InputRecord
+from schemas.requests import Request, RequestFormat, decode_request
+from stages.errors import TokenizerError
+
+LongTexts = Literal["stride", "truncate", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that can't be answered, and why."""
+
+    record: InputRecord
+    error: BadRecord
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """`windows` are int32 (tokens,), special tokens included, each at most the tokenizer's `max_length`."""
+
+    windows: list[NDArray[np.int32]]
+    truncated: bool
+
+
+class TextTokenizer:
+    """A model's tokenizer with one policy for texts longer than `max_length` tokens.
+
+    `stride` cuts them into windows that share `stride` tokens, `truncate` keeps the first window and says so,
+    `reject` raises BadRecord for that text.
+    """
+
+    def __init__(self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int) -> None:
+        tokenizer = _load(folder)
+        self.max_length = min(max_length, tokenizer.model_max_length)
+        self._long_texts = long_texts
+        self._backend = tokenizer.backend_tokenizer
+        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        if stride >= self.max_length - special:
+            raise TokenizerError(
+                f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "
+                f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
+            )
+        self._backend.no_padding()
+        self._backend.enable_truncation(self.max_length, stride=stride if long_texts == "stride" else 0)
+
+    def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
+        """One entry a text, in order."""
+        return [self._windows(encoding) for encoding in self._backend.encode_batch_fast(texts)]
+
+    def _windows(self, encoding: Encoding) -> TokenizedText | BadRecord:
+        first = np.array(encoding.ids, np.int32)
+        overflowing = encoding.overflowing
+        if not overflowing:
+            return TokenizedText([first], truncated=False)
+        if self._long_texts == "truncate":
+            return TokenizedText([first], truncated=True)
+        if self._long_texts == "reject":
+            return BadRecord(
+                Reason.TEXT_TOO_LONG,
+                f"the text has more than {self.max_length} tokens and the ensemble rejects long texts",
+            )
+        return TokenizedText([first, *(np.array(more.ids, np.int32) for more in overflowing)], truncated=False)
+
+
+class TokenizeStage:
+    """Request records of one partition -> a pack of tokens, and the records that can't be answered."""
+
+    def __init__(self, tokenizer: TextTokenizer, *, request_format: RequestFormat, max_text_bytes: int) -> None:
+        self._tokenizer = tokenizer
+        self._format: RequestFormat = request_format
+        self._max_text_bytes = max_text_bytes
+
+    def __call__(self, groups: Sequence[Sequence[InputRecord]]) -> list[tuple[TokenPack | None, list[Rejected]]]:
+        """One pack a group; None where none of the group's records can be answered.
+
+        Each group comes from one partition. All groups go to the tokenizer in one call: it is the larger batch
+        that keeps its threads busy.
+        """
+        requests: list[list[tuple[InputRecord, Request]]] = []
+        rejected: list[list[Rejected]] = []
+        for group in groups:
+            good, bad = self._decode(group)
+            requests.append(good)
+            rejected.append(bad)
+        tokenized = iter(self._tokenizer([request.text for good in requests for _, request in good]))
+        packs: list[tuple[TokenPack | None, list[Rejected]]] = []
+        for good, bad in zip(requests, rejected, strict=True):
+            packs.append((_pack(good, [next(tokenized) for _ in good], bad), bad))
+        assert next(tokenized, None) is None, "as many tokenized texts as requests"
+        return packs
+
+    def _decode(self, group: Sequence[InputRecord]) -> tuple[list[tuple[InputRecord, Request]], list[Rejected]]:
+        good: list[tuple[InputRecord, Request]] = []
+        bad: list[Rejected] = []
+        for record in group:
+            try:
+                request = decode_request(record, format=self._format, max_text_bytes=self._max_text_bytes)
+            except BadRecord as err:
+                bad.append(Rejected(record, err))
+            else:
+                good.append((record, request))
+        return good, bad
+
+
+def _pack(
+    good: list[tuple[InputRecord, Request]],
+    tokenized: list[TokenizedText | BadRecord],
+    rejected: list[Rejected],
+) -> TokenPack | None:
+    texts: list[PackedText] = []
+    chunks: list[NDArray[np.int32]] = []
+    for (record, request), outcome in zip(good, tokenized, strict=True):
+        if isinstance(outcome, BadRecord):
+            rejected.append(Rejected(record, outcome))
+            continue
+        chunks.extend(outcome.windows)
+        texts.append(
+            PackedText(
+                id=request.id,
+                key=request.key,
+                headers=request.headers,
+                offset=request.source.offset,
+                chunks=len(outcome.windows),
+                tokens=sum(map(len, outcome.windows)),
+                truncated=outcome.truncated,
+            )
+        )
+    if not texts:
+        return None
+    source = good[0][1].source
+    return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks)
+
+
+def _load(folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as err:
+        first_line = str(err).strip().splitlines()[0]
+        raise TokenizerError(f"tokenizer.source: no tokenizer can be loaded from {folder}: {first_line}") from err
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TokenizerError(f"tokenizer.source: {folder} has no tokenizer.json (a fast tokenizer)")
+    return tokenizer
