@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import EngineError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
@@ -61,3 +63,30 @@ class Engine(Protocol):
     def close(self) -> None:
         """Lets go of memory and threads; nothing may be run afterwards."""
         ...
+
+
+def check_rows(rows: PackedRows, *, vocab_size: int, max_positions: int) -> None:
+    """Asserts the shapes, and that every id lies in the model's tables.
+
+    Outside of them ONNX Runtime fails, and others read a zero or whatever lies beyond. Raises EngineError.
+    """
+    shape = rows.input_ids.shape
+    assert rows.position_ids.shape == rows.segment_ids.shape == shape
+    assert rows.row.shape == rows.slot.shape
+    assert rows.row.size > 0
+    if not 0 <= int(rows.input_ids.min()) <= int(rows.input_ids.max()) < vocab_size:
+        raise EngineError(f"a token id lies outside the model's vocabulary of {vocab_size}: wrong tokenizer?")
+    if not 0 <= int(rows.position_ids.min()) <= int(rows.position_ids.max()) < max_positions:
+        raise EngineError(f"a text is longer than the model's {max_positions} positions")
+
+
+def texts_of(rows: PackedRows, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Output name -> (N, W), out of an engine's (R, P, W).
+
+    Raises EngineError when a number is not finite: no text is worth an answer of NaN.
+    """
+    texts = {name: tensor[rows.row, rows.slot] for name, tensor in tensors.items()}
+    for name, vectors in texts.items():
+        if not np.isfinite(vectors).all():
+            raise EngineError(f"output {name!r} holds numbers that are not finite")
+    return texts

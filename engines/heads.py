@@ -1,0 +1,126 @@
+"""What is computed from a text's hidden states: pooling, normalising, and a head of dense layers.
+
+A linear head has a file of its own, safetensors: `weight` (labels, width), `bias` (labels,), and in the metadata
+`labels` (a JSON list) plus whatever its maker wrote (source, licence, accuracy).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from engines.checkpoint import Checkpoint, Pooling
+from engines.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseLayer:
+    """y = activation(weight x + bias); weight (out, in), bias (out,), both float32."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    activation: Literal["tanh"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Dense layers one after the other; the last gives a logit for each label."""
+
+    labels: tuple[str, ...]
+    layers: tuple[DenseLayer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledOutput:
+    """One named vector a text: its hidden states pooled, then normalised to length 1 if wanted, then the head's."""
+
+    name: str
+    pooling: Pooling
+    normalize: bool
+    head: Head | None = None
+
+
+def load_head(path: Path) -> Head:
+    """A linear head from its file."""
+    if not path.is_file():
+        raise CheckpointError(f"head {path}: no such file: correct the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            missing = {"weight", "bias"} - set(file.keys())
+            if missing:
+                raise CheckpointError(f"head {path}: no tensor {sorted(missing)[0]!r}: weight and bias are wanted")
+            weight = file.get_tensor("weight").astype(np.float32)
+            bias = file.get_tensor("bias").astype(np.float32)
+            labels = json.loads((file.metadata() or {}).get("labels", "null"))
+    except (OSError, SafetensorError, ValueError) as err:
+        raise CheckpointError(f"head {path}: not readable as safetensors ({err}): write it with save_head") from err
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(f'head {path}: metadata has no labels: a JSON list is wanted, as ["NO", "YES"]')
+    if weight.ndim != 2 or weight.shape[0] != len(labels) or bias.shape != (len(labels),):
+        raise CheckpointError(
+            f"head {path}: weight {weight.shape} and bias {bias.shape} don't fit {len(labels)} labels: "
+            "weight (labels, width) and bias (labels,) are wanted"
+        )
+    return Head(labels=tuple(labels), layers=(DenseLayer(weight=weight, bias=bias),))
+
+
+def save_head(path: Path, head: Head, *, metadata: Mapping[str, str]) -> None:
+    """Writes a linear head; `metadata` goes along as it is."""
+    (layer,) = head.layers
+    assert layer.activation is None
+    save_file(
+        {"weight": layer.weight, "bias": layer.bias},
+        path,
+        metadata={**metadata, "labels": json.dumps(list(head.labels))},
+    )
+
+
+def classification_head(checkpoint: Checkpoint) -> Head:
+    """The checkpoint's own classifier (BertForSequenceClassification): pooler with tanh, then a linear layer.
+
+    It wants pooling `cls` and no normalising.
+    """
+    if "classifier.weight" not in checkpoint.weights:
+        architectures = ", ".join(checkpoint.config.architectures or ()) or "not named"
+        raise CheckpointError(
+            f"{checkpoint.folder}: no classifier in the weights (architectures: {architectures}): "
+            "choose a model fine-tuned for sequence classification, or give a head's file"
+        )
+    labels = tuple(str(label) for _, label in sorted((checkpoint.config.id2label or {}).items()))
+    width = int(checkpoint.config.hidden_size)
+    pooler = DenseLayer(
+        weight=checkpoint.tensor("bert.pooler.dense.weight", (width, width)),
+        bias=checkpoint.tensor("bert.pooler.dense.bias", (width,)),
+        activation="tanh",
+    )
+    classifier = DenseLayer(
+        weight=checkpoint.tensor("classifier.weight", (len(labels), width)),
+        bias=checkpoint.tensor("classifier.bias", (len(labels),)),
+    )
+    return Head(labels=labels, layers=(pooler, classifier))
+
+
+def check_outputs(outputs: Sequence[PooledOutput], *, hidden_size: int) -> dict[str, int]:
+    """Output name -> width, once names are known to be unique and each head's layers to fit one another."""
+    widths: dict[str, int] = {}
+    for output in outputs:
+        if output.name in widths:
+            raise CheckpointError(f"output {output.name!r} is named twice: give each output a name of its own")
+        width = hidden_size
+        for layer in output.head.layers if output.head else ():
+            if layer.weight.shape[1] != width or layer.bias.shape != (layer.weight.shape[0],):
+                raise CheckpointError(
+                    f"output {output.name!r}: the head takes vectors of {layer.weight.shape[1]} numbers and gets "
+                    f"{width}: choose the head that was trained on this model"
+                )
+            width = layer.weight.shape[0]
+        widths[output.name] = width
+    return widths

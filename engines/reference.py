@@ -1,0 +1,98 @@
+"""The oracle: each text alone, unpacked, in plain NumPy, written from the papers and not from the graph.
+
+Attention is All You Need (2017), BERT (2018), GELU (2016). It shares the reading of weights with the graph, so a
+tensor taken for another shows only against another implementation's numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.checkpoint import Checkpoint
+from engines.encoder import EncoderLayer, Norm, read_encoder
+from engines.heads import DenseLayer, PooledOutput, check_outputs
+from engines.rows import PackedRows, check_rows, texts_of
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+class ReferenceEngine:
+    """Implements `engines.rows.Engine`, computing in float64 and answering in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> None:
+        self._encoder = read_encoder(checkpoint)
+        self._max_positions = checkpoint.max_positions
+        self._outputs = tuple(outputs)
+        self._widths = check_outputs(outputs, hidden_size=self._encoder.hidden_size)
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        return self._widths
+
+    def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        check_rows(rows, vocab_size=self._encoder.vocab_size, max_positions=self._max_positions)
+        tensors = {
+            name: np.zeros((rows.segment_ids.shape[0], rows.slots, width), np.float32)
+            for name, width in self._widths.items()
+        }
+        for row, slot in zip(rows.row, rows.slot, strict=True):
+            mine = rows.segment_ids[row] == slot + 1
+            hidden = self._encode(rows.input_ids[row][mine], rows.position_ids[row][mine])  # (T, H)
+            for output in self._outputs:
+                tensors[output.name][row, slot] = _pool(output, hidden, rows.position_ids[row][mine])
+        return texts_of(rows, tensors)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _encode(self, ids: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.float64]:
+        encoder = self._encoder
+        hidden = encoder.words[ids].astype(np.float64) + encoder.positions[positions]
+        hidden = _norm(hidden, encoder.embeddings_norm, encoder.norm_epsilon)
+        for layer in encoder.layers:
+            attended = _attend(hidden, layer, encoder.attention_heads)
+            hidden = _norm(hidden + attended, layer.attention_norm, encoder.norm_epsilon)
+            inner = _dense(hidden, layer.intermediate)
+            inner = inner * 0.5 * (1.0 + np.asarray(_erf(inner / math.sqrt(2.0)), np.float64))
+            hidden = _norm(hidden + _dense(inner, layer.output), layer.output_norm, encoder.norm_epsilon)
+        return hidden
+
+
+def _dense(value: NDArray[np.float64], dense: DenseLayer) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = value @ dense.weight.T.astype(np.float64) + dense.bias
+    return product
+
+
+def _norm(value: NDArray[np.float64], norm: Norm, epsilon: float) -> NDArray[np.float64]:
+    centred = value - value.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    normed: NDArray[np.float64] = centred / np.sqrt(variance + epsilon) * norm.weight + norm.bias
+    return normed
+
+
+def _attend(hidden: NDArray[np.float64], layer: EncoderLayer, heads: int) -> NDArray[np.float64]:
+    tokens, width = hidden.shape
+    query, key, value = (
+        _dense(hidden, dense).reshape(tokens, heads, width // heads).transpose(1, 0, 2)  # (heads, T, d)
+        for dense in (layer.query, layer.key, layer.value)
+    )
+    scores = query @ key.transpose(0, 2, 1) / math.sqrt(width // heads)  # (heads, T, T)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    joined = (shares @ value).transpose(1, 0, 2).reshape(tokens, width)
+    return _dense(joined, layer.attention)
+
+
+def _pool(output: PooledOutput, hidden: NDArray[np.float64], positions: NDArray[np.int32]) -> NDArray[np.float64]:
+    value = hidden.mean(axis=0) if output.pooling == "mean" else hidden[positions == 0][0]
+    if output.normalize:
+        value = value / np.linalg.norm(value)
+    for dense in output.head.layers if output.head else ():
+        value = _dense(value, dense)
+        if dense.activation == "tanh":
+            value = np.tanh(value)
+    return value
