@@ -88,7 +88,7 @@ def _attend(hidden: NDArray[np.float64], layer: EncoderLayer, heads: int) -> NDA
 
 
 def _pool(output: PooledOutput, hidden: NDArray[np.float64], positions: NDArray[np.int32]) -> NDArray[np.float64]:
-    value = hidden.mean(axis=0) if output.pooling == "mean" else hidden[positions == 0][0]
+    value: NDArray[np.float64] = hidden.mean(axis=0) if output.pooling == "mean" else hidden[positions == 0][0]
     if output.normalize:
         value = value / np.linalg.norm(value)
     for dense in output.head.layers if output.head else ():
