@@ -70,9 +70,9 @@ class _Graph:
         return value
 
     def constant(self, value: NDArray[np.float32] | NDArray[np.int64] | NDArray[np.int32] | float) -> str:
-        array = np.float32(value) if isinstance(value, float) else np.ascontiguousarray(value)
+        array = np.asarray(value, np.float32 if isinstance(value, float) else None)
         name = f"/constant/{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.asarray(array), name))
+        self._constants.append(numpy_helper.from_array(array, name))
         return name
 
     def model(self, widths: dict[str, int]) -> onnx.ModelProto:
