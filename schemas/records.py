@@ -30,9 +30,13 @@ class InputRecord(msgspec.Struct, frozen=True):
 
 
 class OutputRecord(msgspec.Struct, frozen=True):
-    """A record to be written. It goes to the partition that its source was read from."""
+    """A record to be written. It goes to the partition that its source was read from.
+
+    `answers` names the requests that it stands for: who must be told if it can't be written.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers
+    answers: list[Source] = []

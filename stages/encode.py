@@ -90,32 +90,52 @@ class EncodeStage:
                 failed[group.windows[place]] = BadRecord(Reason.ENGINE_FAILED, f"{name} is not finite")
 
 
-def encoded_pack(
-    pack: TokenPack, outputs: dict[str, NDArray[np.float32]], failed: dict[int, BadRecord]
-) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
-    """The encodings of `pack`, and the texts one of whose windows failed.
+class PackInProgress:
+    """A token pack while its windows are computed, in whatever batches and order. Not thread-safe."""
 
-    `outputs` are (chunks, W) over all chunks of the pack, `failed` by chunk. None where every text failed.
-    """
-    if not failed:
-        return encoding_pack(pack, outputs), []
-    texts: list[PackedText] = []
-    kept: list[int] = []
-    lost: list[tuple[PackedText, BadRecord]] = []
-    first = 0
-    for text in pack.texts:
-        chunks = range(first, first + text.chunks)
-        first += text.chunks
-        error = next((failed[chunk] for chunk in chunks if chunk in failed), None)
-        if error is None:
-            texts.append(text)
-            kept.extend(chunks)
-        else:
-            lost.append((text, error))
-    if not texts:
-        return None, lost
-    ids = pack.chunk_ids()
-    smaller = token_pack(
-        topic=pack.topic, partition=pack.partition, texts=texts, chunks=[ids[chunk] for chunk in kept]
-    )
-    return encoding_pack(smaller, {name: rows[kept] for name, rows in outputs.items()}), lost
+    def __init__(self, pack: TokenPack) -> None:
+        self.pack = pack
+        self.windows = pack.chunk_ids()
+        self._missing = len(self.windows)
+        self._outputs: dict[str, NDArray[np.float32]] = {}
+        self._failed: dict[int, BadRecord] = {}
+
+    def put(self, place: int, encoded: Encoded, index: int) -> bool:
+        """Window `place` of this pack is number `index` of `encoded`; whether the pack is now complete."""
+        assert self._missing, "a window is put once"
+        for name, rows in encoded.outputs.items():
+            if name not in self._outputs:
+                self._outputs[name] = np.empty((len(self.windows), rows.shape[1]), np.float32)
+            self._outputs[name][place] = rows[index]
+        if index in encoded.failed:
+            self._failed[place] = encoded.failed[index]
+        self._missing -= 1
+        return not self._missing
+
+    def encodings(self) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
+        """The complete pack's encodings (None where every text failed), and the texts one of whose windows failed."""
+        assert not self._missing, "every window was put"
+        if not self._failed:
+            return encoding_pack(self.pack, self._outputs), []
+        texts: list[PackedText] = []
+        kept: list[int] = []
+        lost: list[tuple[PackedText, BadRecord]] = []
+        first = 0
+        for text in self.pack.texts:
+            chunks = range(first, first + text.chunks)
+            first += text.chunks
+            error = next((self._failed[chunk] for chunk in chunks if chunk in self._failed), None)
+            if error is None:
+                texts.append(text)
+                kept.extend(chunks)
+            else:
+                lost.append((text, error))
+        if not texts:
+            return None, lost
+        smaller = token_pack(
+            topic=self.pack.topic,
+            partition=self.pack.partition,
+            texts=texts,
+            chunks=[self.windows[chunk] for chunk in kept],
+        )
+        return encoding_pack(smaller, {name: rows[kept] for name, rows in self._outputs.items()}), lost

@@ -1,0 +1,110 @@
+"""Kafka clients: the settings Penstock adds to the user's, and Kafka's messages as records.
+
+The user's own `kafka:` settings win over the defaults here, except for what delivery depends on (committing is
+Penstock's), which the ensemble file refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.errors import UserError
+from schemas.records import Headers, InputRecord, Source
+
+KafkaSettings = Mapping[str, str | int | float | bool]
+
+log = logging.getLogger("penstock.kafka")
+
+_CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
+    "partition.assignment.strategy": "cooperative-sticky",
+    # A worker that dies is noticed after this; 6 s is the least a broker allows by default.
+    "session.timeout.ms": 10_000,
+    "heartbeat.interval.ms": 1_000,
+    # The default of 1,000 stalls a full queue for a second.
+    "fetch.queue.backoff.ms": 10,
+    # Prefetched records are dropped by each pause: 8 MiB a partition is half a second of the fastest stage.
+    "queued.max.messages.kbytes": 8_192,
+    "fetch.wait.max.ms": 100,
+}
+
+_PRODUCER_DEFAULTS: dict[str, str | int | float | bool] = {
+    "enable.idempotence": True,
+    # 5 ms, the default, would be added at each of three hops.
+    "linger.ms": 0,
+    "compression.type": "zstd",
+    "compression.level": 1,
+    # A megabyte of text makes up to 4,700 windows of 1.5 KB.
+    "message.max.bytes": 16 * 1024 * 1024,
+}
+
+# What decides whether anything is lost; the ensemble file refuses other values.
+_OWNED: dict[str, str | int | float | bool] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    # A position that the topic no longer has means records lost by retention: seen and counted, not skipped.
+    "auto.offset.reset": "error",
+}
+
+
+def consumer(
+    settings: KafkaSettings,
+    *,
+    group: str,
+    client_id: str,
+    on_error: Callable[[KafkaError], None],
+    on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
+) -> Consumer:
+    """A consumer of `group` that commits nothing by itself. Raises UserError on a setting librdkafka refuses."""
+    config = _CONSUMER_DEFAULTS | dict(settings) | _OWNED | {"group.id": group, "client.id": client_id}
+    with _user_errors():
+        return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
+
+
+def reader(settings: KafkaSettings, *, client_id: str) -> Consumer:
+    """A consumer outside of any group's bookkeeping: partitions are assigned by hand, nothing is committed."""
+    config = _CONSUMER_DEFAULTS | dict(settings) | {"enable.auto.commit": False, "enable.auto.offset.store": False}
+    with _user_errors():
+        return Consumer(config | {"group.id": client_id, "client.id": client_id, "logger": log})
+
+
+def producer(
+    settings: KafkaSettings, *, client_id: str, on_error: Callable[[KafkaError], None] | None = None
+) -> Producer:
+    """A producer whose order per partition survives its retries. Raises UserError likewise."""
+    config = _PRODUCER_DEFAULTS | dict(settings) | {"client.id": client_id, "logger": log}
+    if on_error is not None:
+        config["error_cb"] = on_error
+    with _user_errors():
+        return Producer(config)
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """A client that asks about topics and makes them. Raises UserError likewise."""
+    with _user_errors():
+        return AdminClient(dict(settings))
+
+
+def input_record(message: Message) -> InputRecord:
+    """What a stage needs of a message."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    _, timestamp_ms = message.timestamp()
+    headers = cast(Headers, message.headers() or [])
+    return InputRecord(Source(topic, partition, offset), message.key(), message.value(), headers, timestamp_ms)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except (KafkaException, ValueError, TypeError) as err:
+        reason = err.args[0].str() if isinstance(err, KafkaException) else str(err)
+        raise UserError(f"kafka: {reason.strip()}; allowed: librdkafka's CONFIGURATION.md") from err

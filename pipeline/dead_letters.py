@@ -1,0 +1,84 @@
+"""Dead letters: the original record with headers that say which stage gave up on it, and why.
+
+Behind the tokenize stage only a text's identity travels, not its bytes; the original is then read again from the
+requests topic, which happens once a dead letter and never on the way of a good record.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from pipeline import clients
+from pipeline.clients import KafkaSettings
+from pipeline.deadline import Deadline
+from schemas.errors import BadRecord
+from schemas.headers import dead_letter_headers
+from schemas.packs import PackedText
+from schemas.records import InputRecord, OutputRecord, Source
+
+log = logging.getLogger("penstock.dead_letters")
+
+# Reading one record by offset takes milliseconds; a broker that takes longer is away.
+_FETCH_TIMEOUT_S = 10.0
+
+
+class DeadLetters:
+    """Makes the dead letters of one stage. Thread-safe."""
+
+    def __init__(self, settings: KafkaSettings, *, topic: str, stage: str, group: str) -> None:
+        self.topic = topic
+        self._settings = settings
+        self._stage = stage
+        self._group = group
+        self._lock = threading.Lock()
+        self._reader: Consumer | None = None
+
+    def of_record(self, record: InputRecord, error: BadRecord) -> OutputRecord:
+        """A record as it was read."""
+        headers = dead_letter_headers(error, source=record.source, stage=self._stage, group=self._group)
+        log.warning("dead letter: %s: %s", record.source, error)
+        return OutputRecord(self.topic, record.key, record.value, [*record.headers, *headers], [record.source])
+
+    def of_text(
+        self, source: Source, text: PackedText | None, error: BadRecord, records: Sequence[InputRecord]
+    ) -> OutputRecord:
+        """The request at `source`: one of `records` where it is among them, else fetched. Where the topic no longer
+        has it, the key and headers that `text` carried, and no value."""
+        original = next((record for record in records if record.source == source), None)
+        if original is None:
+            original = self._fetch(source)
+        if original is not None:
+            return self.of_record(original, error)
+        gone = BadRecord(error.reason, f"{error.message} (the original is no longer in {source.topic})")
+        key, headers = (text.key, text.headers) if text is not None else (None, [])
+        return self.of_record(InputRecord(source, key, None, headers), gone)
+
+    def close(self) -> None:
+        """Let go of the connection, if there is one."""
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    def _fetch(self, source: Source) -> InputRecord | None:
+        with self._lock:
+            if self._reader is None:
+                self._reader = clients.reader(self._settings, client_id=f"{self._group}.originals")
+            reader = self._reader
+            deadline = Deadline(_FETCH_TIMEOUT_S)
+            try:
+                reader.assign([TopicPartition(source.topic, source.partition, source.offset)])
+                while not deadline.expired:
+                    message = reader.poll(deadline.remaining_s())
+                    if message is None or message.error():
+                        return None
+                    record = clients.input_record(message)
+                    if record.source.offset >= source.offset:
+                        return record if record.source == source else None
+            except KafkaException as err:
+                log.warning("the original of %s can't be read: %s", source, err.args[0].str())
+            return None

@@ -1,0 +1,133 @@
+"""The ensemble in one process, without Kafka: the same stages, called one after another.
+
+from pipeline.ensemble import Ensemble
+
+with Ensemble.load("reviews.yaml") as ensemble:
+    for result in ensemble.predict(["A text.", "Another one."]):
+        print(result.outputs)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
+from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
+from schemas.errors import BadRecord
+from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
+from schemas.records import InputRecord, Source
+from schemas.results import Result
+from stages.encode import Encoded, PackInProgress
+from stages.microbatcher import MicroBatcher
+
+# Texts that are taken together: enough for every instance to have several batches.
+_BLOCK_TEXTS = 512
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """What became of a text that can't be answered: what would be its dead letter."""
+
+    id: str
+    error: str
+    reason: str
+    source: Source
+
+
+class Ensemble:
+    """Tokenizer, engines and tasks of one ensemble file, loaded."""
+
+    def __init__(self, settings: EnsembleSettings) -> None:
+        self.settings = settings
+        self._tokenize = open_tokenize_stage(settings)
+        self._encode = open_encode_stage(settings)
+        self._postprocess = open_postprocess_stage(settings)
+        self._instances = ThreadPoolExecutor(settings.engine.instance_count, thread_name_prefix="encode")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ensemble:
+        """The ensemble of a file. Raises SettingsError or UserError, each a line for every mistake."""
+        return cls(load_ensemble(path, environ=os.environ))
+
+    @classmethod
+    def of_model(cls, source: str, task: str | None = None) -> Ensemble:
+        """One model, by its folder or package, with every default."""
+        return cls(settings_for_model(source, task))
+
+    def predict(self, texts: Iterable[str]) -> Iterator[Result | Refused]:
+        """One entry a text, in order: its result, or why there is none. Reads `texts` as it answers."""
+        return self.answer(
+            InputRecord(Source("predict", 0, number), None, msgspec.json.encode({"text": text}), [])
+            for number, text in enumerate(texts)
+        )
+
+    def answer(self, records: Iterable[InputRecord]) -> Iterator[Result | Refused]:
+        """One entry a request record, in order. The records' offsets must grow."""
+        remaining = iter(records)
+        while block := list(islice(remaining, _BLOCK_TEXTS)):
+            yield from self._answer_block(block)
+
+    def close(self) -> None:
+        """Let go of the engines."""
+        self._instances.shutdown()
+        self._encode.close()
+
+    def __enter__(self) -> Ensemble:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer_block(self, block: Sequence[InputRecord]) -> list[Result | Refused]:
+        [(pack, rejected)] = self._tokenize([block])
+        answers: dict[int, Result | Refused] = {
+            each.record.source.offset: _refused(str(each.record.source), each.record.source, each.error)
+            for each in rejected
+        }
+        if pack is not None:
+            encodings, lost = self._encode_pack(pack)
+            for text, error in lost:
+                answers[text.offset] = _refused(text.id, source_of(pack, text), error)
+            if encodings is not None:
+                answers.update((result.source.offset, result) for result in self._postprocess(encodings))
+        assert len(answers) == len(block), "one answer a record"
+        return [answers[record.source.offset] for record in block]
+
+    def _encode_pack(self, pack: TokenPack) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
+        batching = self.settings.batching
+        batcher: MicroBatcher[int] = MicroBatcher(
+            max_batch_size=batching.max_batch_size,
+            max_batch_tokens=batching.max_batch_tokens,
+            max_queue_delay_ms=0.0,
+            knee_tokens=0,
+        )
+        progress = PackInProgress(pack)
+        for place, window in enumerate(progress.windows):
+            batcher.add(place, len(window), now_ms=0.0)
+        batches: list[list[int]] = []
+        while len(batcher):
+            batches.append(batcher.take(now_ms=0.0).items)
+        computed = self._instances.map(
+            lambda places: self._encode_windows([progress.windows[place] for place in places]), batches
+        )
+        for places, encoded in zip(batches, computed, strict=True):
+            for index, place in enumerate(places):
+                progress.put(place, encoded, index)
+        return progress.encodings()
+
+    def _encode_windows(self, windows: list[NDArray[np.int32]]) -> Encoded:
+        return self._encode(windows, self._encode.pack(windows))
+
+
+def _refused(id: str, source: Source, error: BadRecord) -> Refused:
+    return Refused(id, error.message, str(error.reason), source)

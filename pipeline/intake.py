@@ -1,0 +1,91 @@
+"""Intake: from records as they were read to units, one kind for each topic that a worker may read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from pipeline.dead_letters import DeadLetters
+from pipeline.lines import PartitionLine, Unit
+from pipeline.metrics import StageMetrics
+from schemas.errors import BadRecord
+from schemas.packs import decode_encoding_pack, decode_token_pack
+from schemas.records import InputRecord
+
+# Texts that arrive together travel together up to this size; a larger one travels alone. It bounds an encoding pack:
+# 256 KiB of one-letter words are 1,150 windows of 1.5 KB.
+_MAX_UNIT_BYTES = 256 * 1024
+
+# English has 4 to 5 bytes a token; before tokenization nobody knows better.
+_BYTES_PER_TOKEN = 4
+
+
+class Intake(Protocol):
+    """Makes units of the records of one partition, in order, all records in exactly one unit."""
+
+    def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float, /) -> Iterator[Unit]: ...
+
+
+class RequestIntake:
+    """Groups of at most `max_pack_size` requests: what becomes one pack."""
+
+    def __init__(self, *, max_pack_size: int) -> None:
+        self._max_pack_size = max_pack_size
+
+    def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
+        group: list[InputRecord] = []
+        group_bytes = 0
+        for record in records:
+            size_bytes = len(record.value or b"")
+            if group and (len(group) >= self._max_pack_size or group_bytes + size_bytes > _MAX_UNIT_BYTES):
+                yield _unit(line, group, group_bytes, read_ms)
+                group, group_bytes = [], 0
+            group.append(record)
+            group_bytes += size_bytes
+        if group:
+            yield _unit(line, group, group_bytes, read_ms)
+
+
+class TokenPackIntake:
+    """A unit a token pack; one that can't be read is a dead letter as it is."""
+
+    def __init__(self, dead_letters: DeadLetters, metrics: StageMetrics) -> None:
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+
+    def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
+        for record in records:
+            unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
+            try:
+                unit.tokens = decode_token_pack(record.value)
+                unit.texts = len(unit.tokens.texts)
+                unit.tokens_in_flight = int(unit.tokens.chunk_lengths().sum())
+            except BadRecord as err:
+                unit.outputs.append(self._dead_letters.of_record(record, err))
+                self._metrics.dead_letters([err.reason])
+            yield unit
+
+
+class EncodingPackIntake:
+    """A unit an encoding pack; likewise."""
+
+    def __init__(self, dead_letters: DeadLetters, metrics: StageMetrics) -> None:
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+
+    def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
+        for record in records:
+            unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
+            try:
+                unit.encodings = decode_encoding_pack(record.value)
+                unit.texts = len(unit.encodings.texts)
+                unit.tokens_in_flight = int(unit.encodings.chunk_lengths().sum())
+            except BadRecord as err:
+                unit.outputs.append(self._dead_letters.of_record(record, err))
+                self._metrics.dead_letters([err.reason])
+            yield unit
+
+
+def _unit(line: PartitionLine, records: list[InputRecord], size_bytes: int, read_ms: float) -> Unit:
+    tokens = size_bytes // _BYTES_PER_TOKEN + len(records)
+    return Unit(line=line, records=records, texts=len(records), tokens_in_flight=tokens, read_ms=read_ms)

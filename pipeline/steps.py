@@ -1,0 +1,280 @@
+"""Steps: the stages on threads of their own. A unit is submitted, never waited for, and handed to the next step.
+
+    submit(unit) -> [queue] -> the step's threads -> next(unit)
+
+Fused, three steps follow one another in one process; spread, a worker has one. A unit whose records are all dead
+letters goes through with nothing but outputs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.dead_letters import DeadLetters
+from pipeline.lines import Unit
+from pipeline.metrics import StageMetrics
+from schemas.errors import BadRecord
+from schemas.packs import source_of
+from schemas.records import OutputRecord
+from schemas.results import encode_result
+from stages.encode import EncodeStage, PackInProgress
+from stages.microbatcher import MicroBatcher
+from stages.postprocess import PostprocessStage
+from stages.tokenize import TokenizeStage
+
+Next = Callable[[Unit], None]
+OnFailure = Callable[[BaseException], None]
+
+# Units that one call of the tokenizer takes at most: 1,024 texts keep its threads busy.
+_TOKENIZE_UNITS = 16
+
+
+class Step(Protocol):
+    """A stage with its threads."""
+
+    def submit(self, unit: Unit) -> None:
+        """Queue a unit. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is queued and end the threads."""
+        ...
+
+
+class TokenizeStep:
+    """Request records to token packs, as many units in a call of the tokenizer as are waiting."""
+
+    def __init__(
+        self,
+        stage: TokenizeStage,
+        *,
+        then: Next,
+        on_failure: OnFailure,
+        dead_letters: DeadLetters,
+        metrics: StageMetrics,
+    ) -> None:
+        self._stage = stage
+        self._then = then
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._threads = _start("tokenize", 1, self._run, on_failure)
+
+    def submit(self, unit: Unit) -> None:
+        self._queue.put(unit)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        _join(self._threads)
+
+    def _run(self) -> None:
+        while (unit := self._queue.get()) is not None:
+            units = [unit]
+            ended = False
+            while len(units) < _TOKENIZE_UNITS and not ended:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if more is None:
+                    ended = True
+                else:
+                    units.append(more)
+            self._tokenize(units)
+            if ended:
+                return
+
+    def _tokenize(self, units: Sequence[Unit]) -> None:
+        started_ms = now_ms()
+        packs = self._stage([unit.records for unit in units])
+        computed_ms = now_ms()
+        for unit, (pack, rejected) in zip(units, packs, strict=True):
+            unit.tokens = pack
+            unit.outputs.extend(self._dead_letters.of_record(each.record, each.error) for each in rejected)
+            self._metrics.dead_letters([each.error.reason for each in rejected])
+            self._metrics.stage_done(
+                texts=len(unit.records),
+                queue_ms=started_ms - unit.read_ms,
+                compute_ms=computed_ms - started_ms,
+            )
+            self._then(unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a unit's pack, as it waits in the micro-batcher."""
+
+    unit: Unit
+    pack: PackInProgress
+    place: int
+
+
+class EncodeStep:
+    """Token packs to encodings: windows of all units share micro-batches, `instances` threads compute them."""
+
+    def __init__(
+        self,
+        stage: EncodeStage,
+        batcher: MicroBatcher[Window],
+        *,
+        instances: int,
+        then: Next,
+        on_failure: OnFailure,
+        dead_letters: DeadLetters,
+        metrics: StageMetrics,
+    ) -> None:
+        self._stage = stage
+        self._batcher = batcher
+        self._then = then
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = _start("encode", instances, self._run, on_failure)
+
+    def submit(self, unit: Unit) -> None:
+        if unit.tokens is None:
+            self._then(unit)
+            return
+        pack = PackInProgress(unit.tokens)
+        added_ms = now_ms()
+        with self._changed:
+            for place, window in enumerate(pack.windows):
+                self._batcher.add(Window(unit, pack, place), len(window), added_ms)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        _join(self._threads)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._batcher.due(now_ms()):
+                    if self._closing and not len(self._batcher):
+                        return
+                    deadline_ms = self._batcher.next_deadline_ms()
+                    self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - now_ms()) / 1e3)
+                batch = self._batcher.take(now_ms())
+                if len(self._batcher):
+                    self._changed.notify()
+            self._encode(batch.items, batch.waited_ms)
+
+    def _encode(self, items: Sequence[Window], waited_ms: Sequence[float]) -> None:
+        started_ms = now_ms()
+        windows = [item.pack.windows[item.place] for item in items]
+        groups = self._stage.pack(windows)
+        packed_ms = now_ms()
+        encoded = self._stage(windows, groups)
+        computed_ms = now_ms()
+        with self._changed:
+            finished = [item for index, item in enumerate(items) if item.pack.put(item.place, encoded, index)]
+        for item in finished:
+            self._finish(item.unit, item.pack)
+        self._metrics.batch_done(
+            windows=len(items),
+            tokens=encoded.tokens,
+            padded_tokens=encoded.padded_tokens,
+            waited_ms=waited_ms,
+            input_ms=packed_ms - started_ms,
+            infer_ms=computed_ms - packed_ms,
+            output_ms=now_ms() - computed_ms,
+        )
+
+    def _finish(self, unit: Unit, pack: PackInProgress) -> None:
+        unit.encodings, lost = pack.encodings()
+        for text, error in lost:
+            source = source_of(pack.pack, text)
+            unit.outputs.append(self._dead_letters.of_text(source, text, error, unit.records))
+        self._metrics.dead_letters([error.reason for _, error in lost])
+        self._then(unit)
+
+
+class PostprocessStep:
+    """Encodings to result records."""
+
+    def __init__(
+        self,
+        stage: PostprocessStage,
+        *,
+        results_topic: str,
+        then: Next,
+        on_failure: OnFailure,
+        dead_letters: DeadLetters,
+        metrics: StageMetrics,
+    ) -> None:
+        self._stage = stage
+        self._results_topic = results_topic
+        self._then = then
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._threads = _start("postprocess", 1, self._run, on_failure)
+
+    def submit(self, unit: Unit) -> None:
+        self._queue.put(unit)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        _join(self._threads)
+
+    def _run(self) -> None:
+        while (unit := self._queue.get()) is not None:
+            if unit.encodings is not None:
+                self._postprocess(unit, now_ms())
+            self._then(unit)
+
+    def _postprocess(self, unit: Unit, started_ms: float) -> None:
+        pack = unit.encodings
+        assert pack is not None, "only units with encodings come here"
+        try:
+            results = self._stage(pack)
+        except BadRecord as err:
+            unit.outputs.extend(
+                self._dead_letters.of_text(source_of(pack, text), text, err, unit.records) for text in pack.texts
+            )
+            self._metrics.dead_letters([err.reason] * len(pack.texts))
+            return
+        computed_ms = now_ms()
+        # JSON is made one result at a time: a megabyte of results never lies in memory twice.
+        unit.outputs.extend(
+            OutputRecord(self._results_topic, text.key, encode_result(result), text.headers, [result.source])
+            for text, result in zip(pack.texts, results, strict=True)
+        )
+        self._metrics.stage_done(
+            texts=len(results),
+            queue_ms=started_ms - unit.read_ms,
+            compute_ms=computed_ms - started_ms,
+            output_ms=now_ms() - computed_ms,
+        )
+
+
+def now_ms() -> float:
+    """Milliseconds of the monotonic clock, which all durations here are taken from."""
+    return time.monotonic() * 1e3
+
+
+def _start(name: str, count: int, run: Callable[[], None], on_failure: OnFailure) -> list[threading.Thread]:
+    def guarded() -> None:
+        try:
+            run()
+        except Exception as err:  # noqa: BLE001 - the thread's last line of defence: the worker must hear of it
+            on_failure(err)
+
+    threads = [threading.Thread(target=guarded, name=f"{name}-{i}", daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    # 10 s: a step is closed when nothing is in flight, so that its threads only have to see that.
+    for thread in threads:
+        thread.join(10.0)

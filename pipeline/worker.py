@@ -1,0 +1,325 @@
+"""A worker: polls one topic, feeds steps, commits what has arrived.
+
+The thread that runs it polls Kafka and never waits for an engine or a full producer: work goes to the steps' threads
+and comes back through the emitter's. In-flight tokens are bounded; above the bound the partitions are paused (polling
+goes on, so the group never evicts a slow worker), below half of it they are resumed.
+
+Shutting down, in this order: stop reading; let what was read arrive; commit; leave the group; end the threads. The
+same budget covers all of it. A worker that failed skips to the end: it commits nothing, and another takes over from
+the last commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from pipeline import clients
+from pipeline.clients import KafkaSettings
+from pipeline.dead_letters import DeadLetters
+from pipeline.deadline import Deadline
+from pipeline.emitter import Emitter
+from pipeline.errors import WorkerFailure
+from pipeline.intake import Intake
+from pipeline.lines import PartitionLine, Unit
+from pipeline.metrics import StageMetrics
+from pipeline.steps import now_ms
+from schemas.errors import BadRecord, Reason
+from schemas.records import InputRecord, OutputRecord
+
+log = logging.getLogger("penstock.worker")
+
+# A poll returns with the first record; this is how long an idle one waits, and so how late a stop is noticed.
+_POLL_S = 0.05
+# Records taken in one go: a few packs a partition.
+_CONSUME_RECORDS = 512
+# Asking the coordinator for committed offsets while partitions are assigned.
+_COMMITTED_TIMEOUT_S = 10.0
+# How often a shutdown or a rebalance looks whether everything has arrived.
+_DRAIN_LOOK_S = 0.005
+# A poll loop that has not come round for this long is stuck.
+_STUCK_S = 30.0
+# Asking whether a broker that was away is back, while there is nothing else to do.
+_BROKER_LOOK_S = 0.2
+# librdkafka's names for the end of a partition.
+_LATEST = frozenset({"latest", "largest", "end"})
+_AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
+_FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
+
+
+class Worker:
+    """A member of one consumer group, reading one topic until it is told to stop.
+
+    `finish` is where the last step hands its units; `fail` is where any thread reports what can't be mended.
+    `auto.offset.reset` says where a group without a committed offset begins; without it, at the beginning.
+    """
+
+    def __init__(
+        self,
+        consumer_settings: KafkaSettings,
+        producer_settings: KafkaSettings,
+        *,
+        topic: str,
+        group: str,
+        client_id: str,
+        intake: Intake,
+        dead_letters: DeadLetters,
+        metrics: StageMetrics,
+        max_in_flight_tokens: int,
+        commit_interval_ms: int,
+        drain_timeout_ms: int,
+    ) -> None:
+        self._topic = topic
+        self._intake = intake
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+        self._max_in_flight_tokens = max_in_flight_tokens
+        self._commit_interval_s = commit_interval_ms / 1e3
+        self._drain_timeout_s = drain_timeout_ms / 1e3
+        start = str(consumer_settings.get("auto.offset.reset", "earliest"))
+        self._start_offset = OFFSET_END if start in _LATEST else OFFSET_BEGINNING
+        self._lines: dict[int, PartitionLine] = {}
+        self._committed: dict[int, int] = {}
+        self._paused = False
+        self._failure: BaseException | None = None
+        self._broker_error: str | None = None
+        self._polled_s = time.monotonic()
+        self._assigned_once = False
+        self._consumer = clients.consumer(
+            consumer_settings, group=group, client_id=client_id, on_error=self._on_error, on_commit=self._on_commit
+        )
+        self._emitter = Emitter(
+            clients.producer(producer_settings, client_id=client_id, on_error=self._on_error),
+            on_arrived=self._arrived,
+            oversized=self._oversized,
+            on_failure=self.fail,
+            dead_letters_topic=dead_letters.topic,
+        )
+
+    def finish(self, unit: Unit) -> None:
+        """A unit has its outputs. Called once a unit, from any thread; never blocks."""
+        self._emitter.finish(unit)
+
+    def fail(self, err: BaseException) -> None:
+        """Stop without committing anything more. The first failure is the one that is told."""
+        if self._failure is None:
+            self._failure = err
+
+    def live(self) -> bool:
+        """Whether the polling thread still comes round."""
+        return self._failure is None and time.monotonic() - self._polled_s < _STUCK_S
+
+    def not_ready(self) -> str | None:
+        """Why this worker takes no work at the moment; None where it does."""
+        if self._failure is not None:
+            return f"failed: {self._failure}"
+        if self._broker_error is not None:
+            return f"the broker is away: {self._broker_error}"
+        return None if self._assigned_once else "waiting to join the consumer group"
+
+    def run(self, submit: Callable[[Unit], None], stop: threading.Event) -> None:
+        """Read and submit until `stop` is set, then drain. Raises WorkerFailure, having committed nothing since."""
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        commit_due_s = time.monotonic() + self._commit_interval_s
+        while not stop.is_set() and self._failure is None:
+            self._polled_s = time.monotonic()
+            for unit in self._read():
+                unit.line.begin(unit)
+                submit(unit)
+            self._pause_or_resume()
+            if time.monotonic() >= commit_due_s:
+                self._commit(list(self._lines.values()), wait=False)
+                self._observe_lag()
+                self._look_for_broker()
+                commit_due_s = time.monotonic() + self._commit_interval_s
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        deadline = Deadline(self._drain_timeout_s)
+        if self._failure is None:
+            log.info("draining %d units", sum(line.in_flight for line in self._lines.values()))
+            self._hand_over(list(self._lines.values()), deadline)
+        self._drop(list(self._lines))
+        self._consumer.close()
+        self._emitter.close(deadline)
+        if self._failure is not None:
+            raise WorkerFailure(str(self._failure)) from self._failure
+
+    def _read(self) -> list[Unit]:
+        try:
+            first = self._consumer.poll(_POLL_S)
+            messages = [] if first is None else [first, *self._consumer.consume(_CONSUME_RECORDS, 0)]
+        except KafkaException as err:
+            self.fail(WorkerFailure(f"{self._topic}: {err.args[0].str()}"))
+            return []
+        records: dict[int, list[InputRecord]] = {}
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._on_message_error(message, error)
+            elif (partition := message.partition()) in self._lines:
+                records.setdefault(partition, []).append(clients.input_record(message))
+        read_ms = now_ms()
+        return [
+            unit for partition, read in records.items() for unit in self._intake(self._lines[partition], read, read_ms)
+        ]
+
+    # What comes back from the emitter's thread.
+
+    def _arrived(self, unit: Unit) -> None:
+        self._metrics.arrived(texts=unit.texts, total_ms=now_ms() - unit.read_ms)
+
+    def _oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
+        size_bytes = len(output.value or b"")
+        error = BadRecord(
+            Reason.RESULT_TOO_LARGE,
+            f"{size_bytes} bytes are too many for {output.topic} ({why}); its max.message.bytes allows less",
+        )
+        self._metrics.dead_letters([error.reason] * len(output.answers))
+        return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
+
+    # The bound on work in flight.
+
+    def _pause_or_resume(self) -> None:
+        in_flight_tokens = sum(line.tokens_in_flight for line in self._lines.values())
+        self._metrics.in_flight(in_flight_tokens)
+        if not self._paused and in_flight_tokens > self._max_in_flight_tokens:
+            self._paused = True
+            self._consumer.pause(self._assignment())
+        elif self._paused and in_flight_tokens < self._max_in_flight_tokens // 2:
+            self._paused = False
+            self._consumer.resume(self._assignment())
+        else:
+            return
+        self._metrics.paused(self._paused)
+
+    def _assignment(self) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, partition) for partition in self._lines]
+
+    # Offsets.
+
+    def _commit(self, lines: Sequence[PartitionLine], *, wait: bool) -> None:
+        offsets = [
+            TopicPartition(self._topic, line.partition, line.watermark)
+            for line in lines
+            if line.watermark is not None and line.watermark != self._committed.get(line.partition)
+        ]
+        if not offsets:
+            return
+        try:
+            if wait:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as err:
+            # What is not committed is read again: a repeat, not a loss.
+            log.warning("commit failed, its records may be answered twice: %s", err.args[0].str())
+            return
+        self._committed.update((offset.partition, offset.offset) for offset in offsets)
+
+    def _on_commit(self, err: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        if err is None:
+            return
+        log.warning("commit failed, it is tried again: %s", err.str())
+        for offset in offsets:
+            self._committed.pop(offset.partition, None)
+
+    def _hand_over(self, lines: Sequence[PartitionLine], deadline: Deadline) -> None:
+        """Let what is in flight arrive, then commit it."""
+        while any(line.in_flight for line in lines) and self._failure is None:
+            if deadline.expired:
+                log.warning("%d units did not arrive in time", sum(line.in_flight for line in lines))
+                break
+            time.sleep(_DRAIN_LOOK_S)
+        if self._failure is None:
+            self._commit(lines, wait=True)
+
+    def _drop(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            line = self._lines.pop(partition, None)
+            self._committed.pop(partition, None)
+            if line is not None:
+                line.dropped = True
+
+    def _observe_lag(self) -> None:
+        for partition, line in self._lines.items():
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            self._metrics.lag(self._topic, partition, end, line.watermark, line.in_flight)
+
+    def _look_for_broker(self) -> None:
+        if self._broker_error is None:
+            return
+        try:
+            self._consumer.list_topics(self._topic, timeout=_BROKER_LOOK_S)
+        except KafkaException:
+            return
+        self._broker_error = None
+        log.info("the broker is back")
+
+    # The group's callbacks, which the client runs inside of poll().
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            found = consumer.committed(partitions, timeout=_COMMITTED_TIMEOUT_S) if partitions else []
+        except KafkaException as err:
+            self.fail(WorkerFailure(f"no committed offsets from the broker: {err.args[0].str()}"))
+            return
+        for each in found:
+            if each.offset == OFFSET_INVALID:
+                each.offset = self._start_offset
+            self._lines[each.partition] = PartitionLine(each.partition)
+        consumer.incremental_assign(found)
+        if self._paused:
+            consumer.pause(found)
+        self._assigned_once = True
+        log.info("assigned %s %s", self._topic, _numbers(partitions))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        revoked = [each.partition for each in partitions]
+        lines = [self._lines[partition] for partition in revoked if partition in self._lines]
+        self._hand_over(lines, Deadline(self._drain_timeout_s))
+        self._drop(revoked)
+        consumer.incremental_unassign(partitions)
+        log.info("revoked %s %s", self._topic, _numbers(partitions))
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._drop([each.partition for each in partitions])
+        consumer.incremental_unassign(partitions)
+        log.warning("lost %s %s: others work on it now", self._topic, _numbers(partitions))
+
+    def _on_message_error(self, message: Message, error: KafkaError) -> None:
+        partition = message.partition()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and partition in self._lines:
+            self._metrics.records_lost()
+            log.error("%s [%s]: records were deleted before they were read: %s", self._topic, partition, error.str())
+            self._consumer.seek(TopicPartition(self._topic, partition, OFFSET_BEGINNING))
+        elif error.fatal() or error.code() in _FORBIDDEN:
+            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
+        else:
+            log.warning("%s: %s", self._topic, error.str())
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.fail(WorkerFailure(error.str()))
+        elif error.code() in _AWAY and self._broker_error is None:
+            self._broker_error = error.str()
+            log.warning("the broker is away: %s", error.str())
+
+
+def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:
+    return sorted(each.partition for each in partitions)
