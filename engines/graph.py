@@ -147,9 +147,7 @@ def _norm(graph: _Graph, value: str, norm: Norm, epsilon: float) -> str:
 def _gelu(graph: _Graph, value: str) -> str:
     """x/2 (1 + erf(x / sqrt 2)), the exact one, in the shape that engines know to fuse."""
     erf = graph.add("Erf", graph.add("Div", value, graph.constant(math.sqrt(2.0))))
-    return graph.add(
-        "Mul", graph.add("Mul", value, graph.add("Add", erf, graph.constant(1.0))), graph.constant(0.5)
-    )
+    return graph.add("Mul", graph.add("Mul", value, graph.add("Add", erf, graph.constant(1.0))), graph.constant(0.5))
 
 
 def _selection(graph: _Graph, pooling: Pooling) -> str:
