@@ -7,21 +7,24 @@ are turned off: rows are packed, and a long text is never cut silently.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
 from schemas.records import InputRecord
 from schemas.requests import Request, RequestFormat, decode_request
 from stages.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 LongTexts = Literal["stride", "truncate", "reject"]
 
@@ -152,6 +155,10 @@ def _pack(
 
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:
+    # Without PyTorch, transformers advises on import to install it. Its tokenizers don't need it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as err:

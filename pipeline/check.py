@@ -1,0 +1,92 @@
+"""`penstock check`: an ensemble from file to prediction, a line for each check."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import clients
+from pipeline.assembly import max_length, open_tokenize_stage
+from pipeline.ensemble import Ensemble, Refused
+from pipeline.ensemble_file import SettingsError
+from pipeline.errors import UserError
+from pipeline.settings import EnsembleSettings, load_ensemble
+from pipeline.topics import broker_metadata, compare_topics, wanted_topics
+from schemas.results import Label, Output
+
+_SAMPLE = "The quick brown fox jumps over the lazy dog."
+
+
+def check(file: Path, bootstrap: str | None) -> int:
+    """Print `ok` or `FAILED` for each check; the exit code. One that fails does not stop the others, except the file:
+    without it there is nothing to check."""
+    found: list[EnsembleSettings] = []
+
+    def read_file() -> str:
+        found.append(load_ensemble(file, bootstrap=bootstrap, environ=os.environ))
+        return f"{len(found[0].models)} models"
+
+    if not _check(f"file {file}", read_file):
+        return 2
+    settings = found[0]
+    loaded: list[Ensemble] = []
+
+    def load() -> str:
+        loaded.append(Ensemble(settings))
+        engine = settings.engine
+        return f"{engine.kind}, {engine.instance_count} instances of {engine.threads} threads"
+
+    broker_answers = _check(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
+    topics_fit = broker_answers and _check("topics", lambda: _topics(settings))
+    tokenizer_loads = _check(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
+    models_load = _check("models " + ", ".join(model.name for model in settings.models), load)
+    answers = models_load and _check("one text", lambda: _one_text(loaded[0]))
+    return 0 if topics_fit and tokenizer_loads and answers else 2
+
+
+def _check(name: str, run: Callable[[], str]) -> bool:
+    try:
+        detail = run()
+    except (SettingsError, UserError) as err:
+        for line in err.lines:
+            print(f"FAILED  {name}: {line}")
+        return False
+    finally:
+        sys.stdout.flush()
+    print(f"ok      {name}{': ' if detail else ''}{detail}")
+    return True
+
+
+def _broker(settings: EnsembleSettings) -> str:
+    metadata = broker_metadata(clients.admin(settings.kafka.client_settings()))
+    return f"{len(metadata.brokers)} brokers, {len(metadata.topics)} topics"
+
+
+def _topics(settings: EnsembleSettings) -> str:
+    wanted = wanted_topics(settings)
+    differences = compare_topics(clients.admin(settings.kafka.client_settings()), wanted)
+    if differences:
+        missing = any(each.missing for each in differences)
+        raise UserError(*map(str, differences), *(["make them: penstock topics FILE --create"] if missing else []))
+    return f"{len(wanted)} of {settings.topics.partitions} partitions"
+
+
+def _tokenizer(settings: EnsembleSettings) -> str:
+    open_tokenize_stage(settings)
+    return f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
+
+
+def _one_text(ensemble: Ensemble) -> str:
+    with ensemble:
+        [answer] = ensemble.predict([_SAMPLE])
+    if isinstance(answer, Refused):
+        raise UserError(f"{answer.reason}: {answer.error}")
+    outputs = ", ".join(f"{name} {_shape(output)}" for name, output in answer.outputs.items())
+    return f"{answer.tokens} tokens; {outputs}"
+
+
+def _shape(output: Output) -> str:
+    first = output[0]
+    return f"{first.label} {first.score:.3f}" if isinstance(first, Label) else f"{len(output)} floats"

@@ -1,0 +1,76 @@
+"""`penstock up` and `penstock topics`: an ensemble's topics, and its stages as supervised processes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from pipeline import broker, clients
+from pipeline.settings import STAGES, EnsembleSettings
+from pipeline.supervisor import Supervisor
+from pipeline.topics import compare_topics, create_topics, wanted_topics
+
+log = logging.getLogger("penstock.up")
+
+
+def make_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[str]:
+    """Make what is missing of an ensemble's topics; the names of those made. Raises UserError."""
+    wanted = wanted_topics(settings, fused=fused)
+    admin = clients.admin(settings.kafka.client_settings())
+    missing = [each.topic for each in compare_topics(admin, wanted) if each.missing]
+    if not missing:
+        return []
+    if broker.is_embedded(admin.list_topics().topics):
+        counts = {topic.name: topic.partitions for topic in wanted if topic.name in missing}
+        return broker.create_topics(settings.kafka.bootstrap_servers, counts)
+    return create_topics(admin, wanted)
+
+
+def show_topics(settings: EnsembleSettings, *, create: bool) -> int:
+    """Print a line a topic; the exit code: 0 where all are as wanted."""
+    made = make_topics(settings) if create else []
+    wanted = wanted_topics(settings)
+    differences = compare_topics(clients.admin(settings.kafka.client_settings()), wanted)
+    for topic in wanted:
+        messages = [each.message for each in differences if each.topic == topic.name]
+        state = "made" if topic.name in made else "; ".join(messages) or "ok"
+        print(f"{topic.name}  {topic.partitions} partitions  {state}")
+    if any(each.missing for each in differences):
+        print("penstock: make what is missing with --create", file=sys.stderr)
+    return 1 if differences else 0
+
+
+def stage_commands(
+    file: Path, bootstrap: str, *, fused: bool, log_level: str | None = None, http_port: int | None = None
+) -> dict[str, Sequence[str]]:
+    """The command line of each stage's worker, for a supervisor."""
+    options = [] if log_level is None else ["--log-level", log_level]
+    more = [] if http_port is None else ["--http-port", str(http_port)]
+    python = [sys.executable, "-m", "pipeline.cli", *options, "run"]
+    return {
+        role: [*python, role, str(file), "--bootstrap", bootstrap, *more] for role in (["fused"] if fused else STAGES)
+    }
+
+
+def up(settings: EnsembleSettings, file: Path, *, fused: bool) -> int:
+    """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
+    for line in settings.log_lines():
+        log.info("%s", line)
+    for topic in make_topics(settings, fused=fused):
+        log.info("made topic %s", topic)
+    supervisor = Supervisor(stage_commands(file, settings.kafka.bootstrap_servers, fused=fused))
+    stop = threading.Event()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            supervisor.kill()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return supervisor.run(stop)
