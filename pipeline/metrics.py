@@ -1,0 +1,272 @@
+"""Metrics of a worker, as Prometheus reads them: Triton's names for requests and durations, its own for the rest.
+
+One WorkerMetrics a process with a registry of its own, one StageMetrics a stage in it (a fused worker has three).
+Durations are Triton's: microseconds, summed over texts, so that a batch's 5 ms count 5 ms for each text in it, and
+`duration / count` is what one text spent. A step calls once for each unit or micro-batch: 6 us, from any thread.
+
+Padding share: 1 - penstock_tokens_total / penstock_padded_tokens_total.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from schemas.errors import Reason
+
+_TRITON_COUNTERS = {
+    "nv_inference_request_success": "Texts whose outputs were delivered",
+    "nv_inference_request_failure": "Texts that became dead letters, by reason",
+    "nv_inference_count": "Texts, in encode windows, that were computed",
+    "nv_inference_exec_count": "Units or micro-batches that were computed",
+    "nv_inference_request_duration_us": "From reading a record to the delivery of what was made of it, summed",
+    "nv_inference_queue_duration_us": "Waiting for a thread, an instance or a fuller batch, summed",
+    "nv_inference_compute_input_duration_us": "Preparing the engine's input: packing rows, summed",
+    "nv_inference_compute_infer_duration_us": "Computing: the tokenizer, the engine or the task, summed",
+    "nv_inference_compute_output_duration_us": "Sorting the engine's output, or writing JSON, summed",
+}
+_PENDING = "nv_inference_pending_request_count"
+_MODEL_VERSION = "1"
+
+_TOKEN_BUCKETS = tuple(1 << power for power in range(5, 17))  # 32 to 65,536
+_TEXT_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
+_AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class WorkerMetrics:
+    """All metrics of one process, of any number of stages. `restarts` is how often its supervisor had to start it
+    again."""
+
+    def __init__(self, ensemble: str, *, restarts: int = 0) -> None:
+        self.registry = CollectorRegistry()
+        self.ensemble = ensemble
+        self.triton = _TritonCollector()
+        self.registry.register(self.triton)
+        ProcessCollector(registry=self.registry)
+        Info("penstock_build", "What runs here", registry=self.registry).info(
+            {"version": _version(), "ensemble": ensemble}
+        )
+        self.restarts = self._counter("restarts", "Times this worker was started again")
+        self.restarts.labels(ensemble).inc(restarts)
+        stage, place = ("stage",), ("stage", "topic", "partition")
+        self.tokens = self._counter("tokens", "Real tokens that were computed", stage)
+        self.padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included", stage)
+        self.expired = self._counter("expired", "Texts whose deadline had passed", stage)
+        self.dead_letters = self._counter("dead_letters", "Records that became dead letters", ("stage", "reason"))
+        self.records_lost = self._counter("records_lost", "Times that retention deleted unread records", stage)
+        self.delivery_failures = self._counter("delivery_failures", "Records that a broker did not take", stage)
+        self.in_flight_tokens = self._gauge("in_flight_tokens", "Tokens read and not yet delivered", stage)
+        self.paused = self._gauge("paused", "1 while in-flight tokens are above their bound", stage)
+        self.watermark_lag = self._gauge("watermark_lag", "Units read and not yet delivered", place)
+        self.consumer_lag = self._gauge("consumer_lag", "Records of the topic not yet delivered", place)
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens of a micro-batch", _TOKEN_BUCKETS)
+        self.batch_texts = self._histogram("batch_texts", "Windows of a micro-batch", _TEXT_BUCKETS)
+        self.batch_age = self._histogram("batch_age_seconds", "Wait of a micro-batch's oldest window", _AGE_BUCKETS_S)
+
+    def stage(self, name: str) -> StageMetrics:
+        """The metrics of one stage."""
+        return StageMetrics(self, name)
+
+    def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"penstock_{name}", documentation, ("ensemble", *labels), registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, labels: Iterable[str]) -> Gauge:
+        return Gauge(f"penstock_{name}", documentation, ("ensemble", *labels), registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: Sequence[float]) -> Histogram:
+        labels = ("ensemble", "stage")
+        return Histogram(f"penstock_{name}", documentation, labels, buckets=buckets, registry=self.registry)
+
+
+class StageMetrics:
+    """What a stage's worker and steps tell of themselves. Thread-safe; milliseconds in, microseconds out."""
+
+    def __init__(self, worker: WorkerMetrics, stage: str) -> None:
+        self._worker = worker
+        self._triton = worker.triton
+        self._stage = stage
+        self._labels = labels = (worker.ensemble, stage)
+        self._tokens = worker.tokens.labels(*labels)
+        self._padded_tokens = worker.padded_tokens.labels(*labels)
+        self._expired = worker.expired.labels(*labels)
+        self._records_lost = worker.records_lost.labels(*labels)
+        self._delivery_failures = worker.delivery_failures.labels(*labels)
+        self._in_flight_tokens = worker.in_flight_tokens.labels(*labels)
+        self._paused = worker.paused.labels(*labels)
+        self._batch_tokens = worker.batch_tokens.labels(*labels)
+        self._batch_texts = worker.batch_texts.labels(*labels)
+        self._batch_age = worker.batch_age.labels(*labels)
+        for reason in Reason:
+            worker.dead_letters.labels(*labels, reason)
+        worker.triton.declare(stage)
+
+    def stage_done(self, *, texts: int, queue_ms: float, compute_ms: float, output_ms: float = 0.0) -> None:
+        """A unit of `texts` waited and was computed, each of its texts for so long."""
+        self._triton.add(
+            self._stage,
+            nv_inference_count=texts,
+            nv_inference_exec_count=1,
+            nv_inference_queue_duration_us=texts * queue_ms * 1e3,
+            nv_inference_compute_infer_duration_us=texts * compute_ms * 1e3,
+            nv_inference_compute_output_duration_us=texts * output_ms * 1e3,
+        )
+
+    def batch_done(
+        self,
+        *,
+        windows: int,
+        tokens: int,
+        padded_tokens: int,
+        waited_ms: Sequence[float],
+        input_ms: float,
+        infer_ms: float,
+        output_ms: float,
+    ) -> None:
+        """A micro-batch was computed; `waited_ms` has the wait of each window."""
+        self._triton.add(
+            self._stage,
+            nv_inference_count=windows,
+            nv_inference_exec_count=1,
+            nv_inference_queue_duration_us=sum(waited_ms) * 1e3,
+            nv_inference_compute_input_duration_us=windows * input_ms * 1e3,
+            nv_inference_compute_infer_duration_us=windows * infer_ms * 1e3,
+            nv_inference_compute_output_duration_us=windows * output_ms * 1e3,
+        )
+        self._tokens.inc(tokens)
+        self._padded_tokens.inc(padded_tokens)
+        self._batch_tokens.observe(tokens)
+        self._batch_texts.observe(windows)
+        self._batch_age.observe(max(waited_ms, default=0.0) / 1e3)
+
+    def model_done(self, model: str, *, texts: int, infer_ms: float) -> None:
+        """One model of several computed a batch: its own share, under its own name."""
+        self._triton.add(
+            model,
+            nv_inference_count=texts,
+            nv_inference_exec_count=1,
+            nv_inference_compute_infer_duration_us=texts * infer_ms * 1e3,
+        )
+
+    def arrived(self, *, texts: int, total_ms: float) -> None:
+        """What was made of `texts` is delivered, so long after they were read."""
+        self._triton.add(
+            self._stage,
+            nv_inference_request_success=texts,
+            nv_inference_request_duration_us=texts * total_ms * 1e3,
+        )
+
+    def dead_letters(self, reasons: Iterable[Reason]) -> None:
+        """Records became dead letters, one for each reason."""
+        for reason in reasons:
+            self._worker.dead_letters.labels(*self._labels, reason).inc()
+            self._triton.fail(self._stage, reason)
+
+    def expired(self, texts: int = 1) -> None:
+        """Texts were answered as expired, not computed."""
+        self._expired.inc(texts)
+
+    def records_lost(self) -> None:
+        """The topic no longer had what was to be read next; how many records that were nobody knows."""
+        self._records_lost.inc()
+
+    def delivery_failed(self, records: int = 1) -> None:
+        """A broker did not take what was produced."""
+        self._delivery_failures.inc(records)
+
+    def pending(self, texts: int) -> None:
+        """How many wait for a batch now."""
+        self._triton.set_pending(self._stage, texts)
+
+    def in_flight(self, tokens: int) -> None:
+        """How many tokens are read and not yet delivered now."""
+        self._in_flight_tokens.set(tokens)
+
+    def paused(self, paused: bool) -> None:
+        """Whether the partitions are paused now."""
+        self._paused.set(paused)
+
+    def lag(self, topic: str, partition: int, end: int, watermark: int | None, in_flight: int) -> None:
+        """How far a partition is behind: `end` is its next offset to be written (below 0 where that isn't known),
+        `watermark` the next to commit (None before the first), `in_flight` counts units."""
+        labels = (*self._labels, topic, str(partition))
+        self._worker.watermark_lag.labels(*labels).set(in_flight)
+        if watermark is not None and end >= 0:
+            self._worker.consumer_lag.labels(*labels).set(max(0, end - watermark))
+
+    def forget(self, topic: str, partition: int) -> None:
+        """The partition is another worker's now: a lag that stood still here would be a false alarm."""
+        for gauge in (self._worker.watermark_lag, self._worker.consumer_lag):
+            with suppress(KeyError):  # nothing was ever told of it
+                gauge.remove(*self._labels, topic, str(partition))
+
+
+class _TritonCollector(Collector):
+    """Counters under Triton's exact names, to which prometheus_client's own Counter would append `_total`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # (metric, model, reason) -> value; only failures have a reason.
+        self._values: dict[tuple[str, str, str], float] = {}
+        self._pending: dict[str, int] = {}
+
+    def declare(self, model: str) -> None:
+        """Start a model's series at 0: a rate needs to see the first step."""
+        with self._lock:
+            for name in _TRITON_COUNTERS:
+                reasons: Iterable[str] = Reason if name == "nv_inference_request_failure" else ("",)
+                for reason in reasons:
+                    self._values.setdefault((name, model, str(reason)), 0.0)
+            self._pending.setdefault(model, 0)
+
+    def add(self, model: str, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                key = (name, model, "")
+                self._values[key] = self._values.get(key, 0.0) + amount
+
+    def fail(self, model: str, reason: Reason) -> None:
+        key = ("nv_inference_request_failure", model, str(reason))
+        with self._lock:
+            self._values[key] = self._values.get(key, 0.0) + 1
+
+    def set_pending(self, model: str, count: int) -> None:
+        with self._lock:
+            self._pending[model] = count
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            values, pending = dict(self._values), dict(self._pending)
+        # OpenMetrics knows no counter without _total, hence "unknown"; `exposition` mends the older format.
+        families = {name: Metric(name, text, "unknown") for name, text in _TRITON_COUNTERS.items()}
+        for (name, model, reason), value in values.items():
+            labels = {"model": model, "version": _MODEL_VERSION} | ({"reason": reason} if reason else {})
+            families[name].add_sample(name, labels, value)
+        yield from families.values()
+        gauge = Metric(_PENDING, "Texts that wait for a batch", "gauge")
+        for model, count in pending.items():
+            gauge.add_sample(_PENDING, {"model": model, "version": _MODEL_VERSION}, count)
+        yield gauge
+
+
+_UNTYPED_TRITON = re.compile(rb"^(# TYPE nv_inference_\w+) untyped$", re.MULTILINE)
+
+
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The page that Prometheus reads and its content type, in the format that an `Accept` header asks for."""
+    encode, content_type = choose_encoder(accept)
+    return _UNTYPED_TRITON.sub(rb"\1 counter", encode(registry)), content_type
+
+
+def _version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "unknown"
