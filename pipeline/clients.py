@@ -21,16 +21,22 @@ KafkaSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
-_CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
+# With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them.
+_CLASSIC_GROUP_DEFAULTS: dict[str, str | int | float | bool] = {
     "partition.assignment.strategy": "cooperative-sticky",
     # A worker that dies is noticed after this; 6 s is the least a broker allows by default.
     "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 1_000,
+}
+
+_CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
     # The default of 1,000 stalls a full queue for a second.
     "fetch.queue.backoff.ms": 10,
     # Prefetched records are dropped by each pause: 8 MiB a partition is half a second of the fastest stage.
     "queued.max.messages.kbytes": 8_192,
-    "fetch.wait.max.ms": 100,
+    # The embedded broker does not wake a waiting fetch: a record is seen this much later. Apache Kafka does; it answers
+    # an idle worker 100 times a second.
+    "fetch.wait.max.ms": 10,
 }
 
 _PRODUCER_DEFAULTS: dict[str, str | int | float | bool] = {
@@ -61,7 +67,9 @@ def consumer(
     on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
 ) -> Consumer:
     """A consumer of `group` that commits nothing by itself. Raises UserError on a setting librdkafka refuses."""
-    config = _CONSUMER_DEFAULTS | dict(settings) | _OWNED | {"group.id": group, "client.id": client_id}
+    classic = settings.get("group.protocol", "classic") == "classic"
+    defaults = _CONSUMER_DEFAULTS | (_CLASSIC_GROUP_DEFAULTS if classic else {})
+    config = defaults | dict(settings) | _OWNED | {"group.id": group, "client.id": client_id}
     with _user_errors():
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
 

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pipeline.deadline import Deadline
 from pipeline.errors import WorkerFailure
 from pipeline.lines import PartitionLine, Unit
+from pipeline.metrics import StageMetrics
 from schemas.records import OutputRecord
 
 # How long the thread sleeps on an empty queue before it serves delivery reports. They only move the watermark.
@@ -43,9 +44,11 @@ class Emitter:
         oversized: Callable[[Unit, OutputRecord, str], list[OutputRecord]],
         on_failure: Callable[[BaseException], None],
         dead_letters_topic: str,
+        metrics: StageMetrics,
     ) -> None:
         self._producer = producer
         self._dead_letters_topic = dead_letters_topic
+        self._metrics = metrics
         self._on_arrived = on_arrived
         self._oversized = oversized
         self._on_failure = on_failure
@@ -118,6 +121,7 @@ class Emitter:
             self._advance(unit.line)
 
     def _undelivered(self, unit: Unit, output: OutputRecord, err: KafkaError) -> None:
+        self._metrics.delivery_failed()
         replaceable = err.code() in _TOO_LARGE and output.topic != self._dead_letters_topic
         if not replaceable:
             self._fail(WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {err.str()}"))

@@ -52,8 +52,8 @@ class PartitionLine:
         self.watermark: int | None = None
         # Set when the partition is revoked: what has not left yet is another worker's.
         self.dropped = False
-        self._units_begun = 0
-        self._units_arrived = 0
+        self._records_begun = 0
+        self._records_arrived = 0
         self._tokens_begun = 0
         self._tokens_arrived = 0
         self._to_emit: deque[Unit] = deque()
@@ -61,8 +61,8 @@ class PartitionLine:
 
     @property
     def in_flight(self) -> int:
-        """Units between reading and arrival."""
-        return self._units_begun - self._units_arrived
+        """Records between reading and arrival."""
+        return self._records_begun - self._records_arrived
 
     @property
     def tokens_in_flight(self) -> int:
@@ -71,7 +71,7 @@ class PartitionLine:
 
     def begin(self, unit: Unit) -> None:
         """A unit was read."""
-        self._units_begun += 1
+        self._records_begun += len(unit.records)
         self._tokens_begun += unit.tokens_in_flight
         self._to_emit.append(unit)
 
@@ -93,7 +93,7 @@ class PartitionLine:
         while self._to_arrive and not self._to_arrive[0].undelivered:
             unit = self._to_arrive.popleft()
             self.watermark = unit.next_offset
-            self._units_arrived += 1
+            self._records_arrived += len(unit.records)
             self._tokens_arrived += unit.tokens_in_flight
             arrived.append(unit)
         return arrived

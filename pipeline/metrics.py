@@ -65,7 +65,7 @@ class WorkerMetrics:
         self.delivery_failures = self._counter("delivery_failures", "Records that a broker did not take", stage)
         self.in_flight_tokens = self._gauge("in_flight_tokens", "Tokens read and not yet delivered", stage)
         self.paused = self._gauge("paused", "1 while in-flight tokens are above their bound", stage)
-        self.watermark_lag = self._gauge("watermark_lag", "Units read and not yet delivered", place)
+        self.watermark_lag = self._gauge("watermark_lag", "Records read and not yet delivered", place)
         self.consumer_lag = self._gauge("consumer_lag", "Records of the topic not yet delivered", place)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens of a micro-batch", _TOKEN_BUCKETS)
         self.batch_texts = self._histogram("batch_texts", "Windows of a micro-batch", _TEXT_BUCKETS)
@@ -146,15 +146,6 @@ class StageMetrics:
         self._batch_texts.observe(windows)
         self._batch_age.observe(max(waited_ms, default=0.0) / 1e3)
 
-    def model_done(self, model: str, *, texts: int, infer_ms: float) -> None:
-        """One model of several computed a batch: its own share, under its own name."""
-        self._triton.add(
-            model,
-            nv_inference_count=texts,
-            nv_inference_exec_count=1,
-            nv_inference_compute_infer_duration_us=texts * infer_ms * 1e3,
-        )
-
     def arrived(self, *, texts: int, total_ms: float) -> None:
         """What was made of `texts` is delivered, so long after they were read."""
         self._triton.add(
@@ -195,7 +186,7 @@ class StageMetrics:
 
     def lag(self, topic: str, partition: int, end: int, watermark: int | None, in_flight: int) -> None:
         """How far a partition is behind: `end` is its next offset to be written (below 0 where that isn't known),
-        `watermark` the next to commit (None before the first), `in_flight` counts units."""
+        `watermark` the next to commit (None before the first), `in_flight` counts records."""
         labels = (*self._labels, topic, str(partition))
         self._worker.watermark_lag.labels(*labels).set(in_flight)
         if watermark is not None and end >= 0:

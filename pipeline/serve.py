@@ -25,7 +25,7 @@ from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
-from pipeline.supervisor import parent_gone
+from pipeline.supervisor import RESTARTS, parent_gone
 from pipeline.topics import TopicError, compare_topics, wanted_topics
 from pipeline.worker import Worker
 from schemas.packs import EncodingPack, TokenPack, encode_pack, source_of
@@ -47,8 +47,8 @@ def serve(settings: EnsembleSettings, role: Role, *, http_port: int | None = Non
     Raises UserError where a person must act (topics, models, settings), WorkerFailure where a fresh start may help.
     """
     stages: Sequence[Stage] = STAGES if role == "fused" else (role,)
-    metrics = WorkerMetrics(settings.name)
-    state = _State()
+    metrics = WorkerMetrics(settings.name, restarts=int(os.environ.get(RESTARTS, "0")))
+    state = WorkerState()
     with _stopped_by_signals(state.stop):
         http = HealthServer(
             settings.http.host,
@@ -61,13 +61,13 @@ def serve(settings: EnsembleSettings, role: Role, *, http_port: int | None = Non
         try:
             _await_topics(settings, fused=role == "fused", state=state)
             if not state.stop.is_set():
-                _work(settings, stages, metrics, state)
+                work(settings, stages, metrics, state)
         finally:
             http.close()
 
 
-class _State:
-    """What the health endpoint tells: loading, waiting for a broker, then whatever the worker says."""
+class WorkerState:
+    """What a worker is at: the health endpoint tells it, and `stop` ends it."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -83,7 +83,7 @@ class _State:
         return self.waiting_for if self.worker is None else self.worker.not_ready()
 
 
-def _await_topics(settings: EnsembleSettings, *, fused: bool, state: _State) -> None:
+def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState) -> None:
     """Wait for a broker, however long it takes. Raises UserError where its topics are not what the stages need."""
     admin = clients.admin(settings.kafka.client_settings())
     wanted = wanted_topics(settings, fused=fused)
@@ -105,7 +105,8 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: _State) -> 
         return
 
 
-def _work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMetrics, state: _State) -> None:
+def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMetrics, state: WorkerState) -> None:
+    """Load the stages and work until `state.stop` is set. Raises UserError, WorkerFailure."""
     names = settings.topic_names
     group = settings.group_id(stages[0])
     kafka = settings.kafka

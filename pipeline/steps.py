@@ -146,6 +146,7 @@ class EncodeStep:
         with self._changed:
             for place, window in enumerate(pack.windows):
                 self._batcher.add(Window(unit, pack, place), len(window), added_ms)
+            self._metrics.pending(len(self._batcher))
             self._changed.notify()
 
     def close(self) -> None:
@@ -163,6 +164,7 @@ class EncodeStep:
                     deadline_ms = self._batcher.next_deadline_ms()
                     self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - now_ms()) / 1e3)
                 batch = self._batcher.take(now_ms())
+                self._metrics.pending(len(self._batcher))
                 if len(self._batcher):
                     self._changed.notify()
             self._encode(batch.items, batch.waited_ms)

@@ -24,6 +24,7 @@ from pipeline.deadline import Deadline
 log = logging.getLogger("penstock.supervisor")
 
 PARENT_PID = "PENSTOCK_PARENT_PID"
+RESTARTS = "PENSTOCK_RESTARTS"
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 DRAIN_BUDGET_S = 30.0  # the grace that Kubernetes and `docker stop -t 30` give
@@ -181,7 +182,10 @@ class Supervisor:
         child.start_at_s = None
         child.started_s = self._clock()
         child.process = subprocess.Popen(
-            child.command, stdin=subprocess.DEVNULL, start_new_session=True, env=child_environment()
+            child.command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=child_environment() | {RESTARTS: str(child.starts)},
         )
         child.starts += 1
         log.info("%s started (pid %d)", child.name, child.process.pid)

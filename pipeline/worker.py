@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    OFFSET_END,
     OFFSET_INVALID,
     Consumer,
     KafkaError,
@@ -54,8 +53,6 @@ _DRAIN_LOOK_S = 0.005
 _STUCK_S = 30.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
 _BROKER_LOOK_S = 0.2
-# librdkafka's names for the end of a partition.
-_LATEST = frozenset({"latest", "largest", "end"})
 _AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
 _FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
 
@@ -64,7 +61,7 @@ class Worker:
     """A member of one consumer group, reading one topic until it is told to stop.
 
     `finish` is where the last step hands its units; `fail` is where any thread reports what can't be mended.
-    `auto.offset.reset` says where a group without a committed offset begins; without it, at the beginning.
+    A group without a committed offset begins at the beginning.
     """
 
     def __init__(
@@ -89,8 +86,6 @@ class Worker:
         self._max_in_flight_tokens = max_in_flight_tokens
         self._commit_interval_s = commit_interval_ms / 1e3
         self._drain_timeout_s = drain_timeout_ms / 1e3
-        start = str(consumer_settings.get("auto.offset.reset", "earliest"))
-        self._start_offset = OFFSET_END if start in _LATEST else OFFSET_BEGINNING
         self._lines: dict[int, PartitionLine] = {}
         self._committed: dict[int, int] = {}
         self._paused = False
@@ -107,6 +102,7 @@ class Worker:
             oversized=self._oversized,
             on_failure=self.fail,
             dead_letters_topic=dead_letters.topic,
+            metrics=metrics,
         )
 
     def finish(self, unit: Unit) -> None:
@@ -152,7 +148,7 @@ class Worker:
     def _shut_down(self) -> None:
         deadline = Deadline(self._drain_timeout_s)
         if self._failure is None:
-            log.info("draining %d units", sum(line.in_flight for line in self._lines.values()))
+            log.info("draining %d records", sum(line.in_flight for line in self._lines.values()))
             self._hand_over(list(self._lines.values()), deadline)
         self._drop(list(self._lines))
         self._consumer.close()
@@ -182,7 +178,8 @@ class Worker:
     # What comes back from the emitter's thread.
 
     def _arrived(self, unit: Unit) -> None:
-        self._metrics.arrived(texts=unit.texts, total_ms=now_ms() - unit.read_ms)
+        dead = sum(output.topic == self._dead_letters.topic for output in unit.outputs)
+        self._metrics.arrived(texts=unit.texts - dead, total_ms=now_ms() - unit.read_ms)
 
     def _oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         size_bytes = len(output.value or b"")
@@ -191,6 +188,7 @@ class Worker:
             f"{size_bytes} bytes are too many for {output.topic} ({why}); its max.message.bytes allows less",
         )
         self._metrics.dead_letters([error.reason] * len(output.answers))
+        unit.texts -= len(output.answers)
         return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
 
     # The bound on work in flight.
@@ -243,7 +241,7 @@ class Worker:
         """Let what is in flight arrive, then commit it."""
         while any(line.in_flight for line in lines) and self._failure is None:
             if deadline.expired:
-                log.warning("%d units did not arrive in time", sum(line.in_flight for line in lines))
+                log.warning("%d records did not arrive in time", sum(line.in_flight for line in lines))
                 break
             time.sleep(_DRAIN_LOOK_S)
         if self._failure is None:
@@ -255,6 +253,7 @@ class Worker:
             self._committed.pop(partition, None)
             if line is not None:
                 line.dropped = True
+                self._metrics.forget(self._topic, partition)
 
     def _observe_lag(self) -> None:
         for partition, line in self._lines.items():
@@ -281,7 +280,7 @@ class Worker:
             return
         for each in found:
             if each.offset == OFFSET_INVALID:
-                each.offset = self._start_offset
+                each.offset = OFFSET_BEGINNING
             self._lines[each.partition] = PartitionLine(each.partition)
         consumer.incremental_assign(found)
         if self._paused:
@@ -307,11 +306,18 @@ class Worker:
         if error.code() == KafkaError._AUTO_OFFSET_RESET and partition in self._lines:
             self._metrics.records_lost()
             log.error("%s [%s]: records were deleted before they were read: %s", self._topic, partition, error.str())
-            self._consumer.seek(TopicPartition(self._topic, partition, OFFSET_BEGINNING))
+            self._read_from_beginning(TopicPartition(self._topic, partition, OFFSET_BEGINNING))
         elif error.fatal() or error.code() in _FORBIDDEN:
             self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
         else:
             log.warning("%s: %s", self._topic, error.str())
+
+    def _read_from_beginning(self, partition: TopicPartition) -> None:
+        # A partition whose offset is out of range has no fetcher that could seek: it is assigned anew.
+        self._consumer.incremental_unassign([partition])
+        self._consumer.incremental_assign([partition])
+        if self._paused:
+            self._consumer.pause([partition])
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():

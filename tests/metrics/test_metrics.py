@@ -95,13 +95,6 @@ def test_a_unit_of_another_stage(worker):
     assert found["nv_inference_request_duration_us", "postprocess", "1"] == 21000
 
 
-def test_a_model_has_a_series_of_its_own(worker):
-    worker.stage("encode").model_done("sentiment", texts=4, infer_ms=2.0)
-    found = samples(worker)
-    assert found["nv_inference_compute_infer_duration_us", "sentiment", "1"] == 8000
-    assert found["nv_inference_compute_infer_duration_us", "encode", "1"] == 0
-
-
 def test_failures_are_told_by_reason_from_zero_on(worker):
     worker.stage("tokenize").dead_letters([Reason.NOT_JSON, Reason.NOT_JSON, Reason.NULL_VALUE])
     found = samples(worker)

