@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -27,6 +27,7 @@ from confluent_kafka import (
 )
 
 from pipeline import clients
+from pipeline.assignment import Assignment
 from pipeline.clients import KafkaSettings
 from pipeline.dead_letters import DeadLetters
 from pipeline.deadline import Deadline
@@ -47,8 +48,6 @@ _POLL_S = 0.05
 _CONSUME_RECORDS = 512
 # Asking the coordinator for committed offsets while partitions are assigned.
 _COMMITTED_TIMEOUT_S = 10.0
-# How often a shutdown or a rebalance looks whether everything has arrived.
-_DRAIN_LOOK_S = 0.005
 # A poll loop that has not come round for this long is stuck.
 _STUCK_S = 30.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
@@ -83,18 +82,19 @@ class Worker:
         self._intake = intake
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._max_in_flight_tokens = max_in_flight_tokens
+        self._assignment = Assignment(topic, max_in_flight_tokens=max_in_flight_tokens, metrics=metrics)
         self._commit_interval_s = commit_interval_ms / 1e3
         self._drain_timeout_s = drain_timeout_ms / 1e3
-        self._lines: dict[int, PartitionLine] = {}
-        self._committed: dict[int, int] = {}
-        self._paused = False
         self._failure: BaseException | None = None
         self._broker_error: str | None = None
         self._polled_s = time.monotonic()
         self._assigned_once = False
         self._consumer = clients.consumer(
-            consumer_settings, group=group, client_id=client_id, on_error=self._on_error, on_commit=self._on_commit
+            consumer_settings,
+            group=group,
+            client_id=client_id,
+            on_error=self._on_error,
+            on_commit=self._assignment.on_commit,
         )
         self._emitter = Emitter(
             clients.producer(producer_settings, client_id=client_id, on_error=self._on_error),
@@ -137,20 +137,18 @@ class Worker:
             for unit in self._read():
                 unit.line.begin(unit)
                 submit(unit)
-            self._pause_or_resume()
+            self._assignment.pause_or_resume(self._consumer)
             if time.monotonic() >= commit_due_s:
-                self._commit(list(self._lines.values()), wait=False)
-                self._observe_lag()
+                self._assignment.commit(self._consumer, wait=False)
+                self._assignment.observe_lag(self._consumer)
                 self._look_for_broker()
                 commit_due_s = time.monotonic() + self._commit_interval_s
         self._shut_down()
 
     def _shut_down(self) -> None:
         deadline = Deadline(self._drain_timeout_s)
-        if self._failure is None:
-            log.info("draining %d records", sum(line.in_flight for line in self._lines.values()))
-            self._hand_over(list(self._lines.values()), deadline)
-        self._drop(list(self._lines))
+        log.info("draining %d records", self._assignment.records_in_flight)
+        self._assignment.hand_over(self._consumer, self._assignment.partitions, deadline, self._failed)
         self._consumer.close()
         self._emitter.close(deadline)
         if self._failure is not None:
@@ -163,17 +161,18 @@ class Worker:
         except KafkaException as err:
             self.fail(WorkerFailure(f"{self._topic}: {err.args[0].str()}"))
             return []
-        records: dict[int, list[InputRecord]] = {}
+        records: dict[PartitionLine, list[InputRecord]] = {}
         for message in messages:
             error = message.error()
             if error is not None:
                 self._on_message_error(message, error)
-            elif (partition := message.partition()) in self._lines:
-                records.setdefault(partition, []).append(clients.input_record(message))
+            elif (line := self._assignment.line(message.partition())) is not None:
+                records.setdefault(line, []).append(clients.input_record(message))
         read_ms = now_ms()
-        return [
-            unit for partition, read in records.items() for unit in self._intake(self._lines[partition], read, read_ms)
-        ]
+        return [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
+
+    def _failed(self) -> bool:
+        return self._failure is not None
 
     # What comes back from the emitter's thread.
 
@@ -190,75 +189,6 @@ class Worker:
         self._metrics.dead_letters([error.reason] * len(output.answers))
         unit.texts -= len(output.answers)
         return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
-
-    # The bound on work in flight.
-
-    def _pause_or_resume(self) -> None:
-        in_flight_tokens = sum(line.tokens_in_flight for line in self._lines.values())
-        self._metrics.in_flight(in_flight_tokens)
-        if not self._paused and in_flight_tokens > self._max_in_flight_tokens:
-            self._paused = True
-            self._consumer.pause(self._assignment())
-        elif self._paused and in_flight_tokens < self._max_in_flight_tokens // 2:
-            self._paused = False
-            self._consumer.resume(self._assignment())
-        else:
-            return
-        self._metrics.paused(self._paused)
-
-    def _assignment(self) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, partition) for partition in self._lines]
-
-    # Offsets.
-
-    def _commit(self, lines: Sequence[PartitionLine], *, wait: bool) -> None:
-        offsets = [
-            TopicPartition(self._topic, line.partition, line.watermark)
-            for line in lines
-            if line.watermark is not None and line.watermark != self._committed.get(line.partition)
-        ]
-        if not offsets:
-            return
-        try:
-            if wait:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            else:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
-        except KafkaException as err:
-            # What is not committed is read again: a repeat, not a loss.
-            log.warning("commit failed, its records may be answered twice: %s", err.args[0].str())
-            return
-        self._committed.update((offset.partition, offset.offset) for offset in offsets)
-
-    def _on_commit(self, err: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        if err is None:
-            return
-        log.warning("commit failed, it is tried again: %s", err.str())
-        for offset in offsets:
-            self._committed.pop(offset.partition, None)
-
-    def _hand_over(self, lines: Sequence[PartitionLine], deadline: Deadline) -> None:
-        """Let what is in flight arrive, then commit it."""
-        while any(line.in_flight for line in lines) and self._failure is None:
-            if deadline.expired:
-                log.warning("%d records did not arrive in time", sum(line.in_flight for line in lines))
-                break
-            time.sleep(_DRAIN_LOOK_S)
-        if self._failure is None:
-            self._commit(lines, wait=True)
-
-    def _drop(self, partitions: Iterable[int]) -> None:
-        for partition in partitions:
-            line = self._lines.pop(partition, None)
-            self._committed.pop(partition, None)
-            if line is not None:
-                line.dropped = True
-                self._metrics.forget(self._topic, partition)
-
-    def _observe_lag(self) -> None:
-        for partition, line in self._lines.items():
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
-            self._metrics.lag(self._topic, partition, end, line.watermark, line.in_flight)
 
     def _look_for_broker(self) -> None:
         if self._broker_error is None:
@@ -281,32 +211,31 @@ class Worker:
         for each in found:
             if each.offset == OFFSET_INVALID:
                 each.offset = OFFSET_BEGINNING
-            self._lines[each.partition] = PartitionLine(each.partition)
+        self._assignment.add(each.partition for each in found)
         consumer.incremental_assign(found)
-        if self._paused:
+        if self._assignment.paused:
             consumer.pause(found)
         self._assigned_once = True
         log.info("assigned %s %s", self._topic, _numbers(partitions))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         revoked = [each.partition for each in partitions]
-        lines = [self._lines[partition] for partition in revoked if partition in self._lines]
-        self._hand_over(lines, Deadline(self._drain_timeout_s))
-        self._drop(revoked)
+        self._assignment.hand_over(consumer, revoked, Deadline(self._drain_timeout_s), self._failed)
         consumer.incremental_unassign(partitions)
         log.info("revoked %s %s", self._topic, _numbers(partitions))
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._drop([each.partition for each in partitions])
+        self._assignment.drop([each.partition for each in partitions])
         consumer.incremental_unassign(partitions)
         log.warning("lost %s %s: others work on it now", self._topic, _numbers(partitions))
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
-        partition = message.partition()
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and partition in self._lines:
+        line = self._assignment.line(message.partition())
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and line is not None:
             self._metrics.records_lost()
-            log.error("%s [%s]: records were deleted before they were read: %s", self._topic, partition, error.str())
-            self._read_from_beginning(TopicPartition(self._topic, partition, OFFSET_BEGINNING))
+            what = "records were deleted before they were read"
+            log.error("%s [%d]: %s: %s", self._topic, line.partition, what, error.str())
+            self._read_from_beginning(TopicPartition(self._topic, line.partition, OFFSET_BEGINNING))
         elif error.fatal() or error.code() in _FORBIDDEN:
             self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
         else:
@@ -316,7 +245,7 @@ class Worker:
         # A partition whose offset is out of range has no fetcher that could seek: it is assigned anew.
         self._consumer.incremental_unassign([partition])
         self._consumer.incremental_assign([partition])
-        if self._paused:
+        if self._assignment.paused:
             self._consumer.pause([partition])
 
     def _on_error(self, error: KafkaError) -> None:

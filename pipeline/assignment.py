@@ -1,0 +1,127 @@
+"""The partitions that a worker has at the moment: their lines, the bound on work in flight, and what is committed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from pipeline.deadline import Deadline
+from pipeline.lines import PartitionLine
+from pipeline.metrics import StageMetrics
+
+log = logging.getLogger("penstock.assignment")
+
+# How often a shutdown or a rebalance looks whether everything has arrived.
+_LOOK_S = 0.005
+
+
+class Assignment:
+    """One topic's partitions in one worker. Belongs to the thread that polls.
+
+    Above `max_in_flight_tokens` all partitions are paused, below half of it resumed.
+    """
+
+    def __init__(self, topic: str, *, max_in_flight_tokens: int, metrics: StageMetrics) -> None:
+        self.paused = False
+        self._topic = topic
+        self._max_in_flight_tokens = max_in_flight_tokens
+        self._metrics = metrics
+        self._lines: dict[int, PartitionLine] = {}
+        self._committed: dict[int, int] = {}
+
+    def line(self, partition: int | None) -> PartitionLine | None:
+        """The line of a partition; None where it is another worker's."""
+        return None if partition is None else self._lines.get(partition)
+
+    @property
+    def partitions(self) -> list[int]:
+        """Sorted."""
+        return sorted(self._lines)
+
+    @property
+    def records_in_flight(self) -> int:
+        """Read and not yet arrived."""
+        return sum(line.in_flight for line in self._lines.values())
+
+    def add(self, partitions: Iterable[int]) -> None:
+        """These are this worker's from now on."""
+        for partition in partitions:
+            self._lines[partition] = PartitionLine(partition)
+
+    def drop(self, partitions: Iterable[int]) -> None:
+        """These are not any more: what of them has not left is another worker's."""
+        for partition in partitions:
+            self._committed.pop(partition, None)
+            line = self._lines.pop(partition, None)
+            if line is not None:
+                line.dropped = True
+                self._metrics.forget(self._topic, partition)
+
+    def pause_or_resume(self, consumer: Consumer) -> None:
+        """Keep the bound on tokens in flight."""
+        tokens = sum(line.tokens_in_flight for line in self._lines.values())
+        self._metrics.in_flight(tokens)
+        if not self.paused and tokens > self._max_in_flight_tokens:
+            consumer.pause(self._places())
+        elif self.paused and tokens < self._max_in_flight_tokens // 2:
+            consumer.resume(self._places())
+        else:
+            return
+        self.paused = not self.paused
+        self._metrics.paused(self.paused)
+
+    def commit(self, consumer: Consumer, *, wait: bool, partitions: Sequence[int] | None = None) -> None:
+        """Commit what has arrived, of all partitions or of some. A failure is logged: what is not committed is read
+        again, a repeat and not a loss."""
+        offsets = [
+            TopicPartition(self._topic, partition, line.watermark)
+            for partition, line in self._lines.items()
+            if (partitions is None or partition in partitions)
+            and line.watermark is not None
+            and line.watermark != self._committed.get(partition)
+        ]
+        if not offsets:
+            return
+        try:
+            if wait:
+                consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as err:
+            log.warning("commit failed, its records may be answered twice: %s", err.args[0].str())
+        else:
+            self._committed.update((each.partition, each.offset) for each in offsets)
+
+    def on_commit(self, err: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        """The client's report of a commit: one that failed is tried again at the next interval."""
+        if err is not None:
+            log.warning("commit failed, it is tried again: %s", err.str())
+            for each in offsets:
+                self._committed.pop(each.partition, None)
+
+    def hand_over(
+        self, consumer: Consumer, partitions: Sequence[int], deadline: Deadline, failed: Callable[[], bool]
+    ) -> None:
+        """Let what is in flight of these partitions arrive, commit it, and drop them. A worker that failed only drops
+        them."""
+        lines = [line for partition in partitions if (line := self._lines.get(partition)) is not None]
+        while any(line.in_flight for line in lines) and not failed():
+            if deadline.expired:
+                log.warning("%d records did not arrive in time", sum(line.in_flight for line in lines))
+                break
+            time.sleep(_LOOK_S)
+        if not failed():
+            self.commit(consumer, wait=True, partitions=partitions)
+        self.drop(partitions)
+
+    def observe_lag(self, consumer: Consumer) -> None:
+        """Tell the metrics how far each partition is behind, from what the client knows already."""
+        for partition, line in self._lines.items():
+            _, end = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            self._metrics.lag(self._topic, partition, end, line.watermark, line.in_flight)
+
+    def _places(self) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, partition) for partition in self._lines]
