@@ -15,7 +15,8 @@ from engines.errors import CheckpointError, EngineUnavailable
 from engines.heads import Head, PooledOutput, classification_head, load_head
 from engines.rows import Engine
 from pipeline.errors import UserError
-from pipeline.settings import EnsembleSettings, ModelSettings, Task
+from pipeline.model_settings import ModelSettings, Task
+from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
 from stages.errors import TokenizerError
 from stages.postprocess import PostprocessStage

@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline import clients
 from pipeline.assembly import max_length, open_tokenize_stage
 from pipeline.ensemble import Ensemble, Refused
-from pipeline.ensemble_file import SettingsError
 from pipeline.errors import UserError
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, compare_topics, wanted_topics
@@ -49,7 +48,7 @@ def check(file: Path, bootstrap: str | None) -> int:
 def _check(name: str, run: Callable[[], str]) -> bool:
     try:
         detail = run()
-    except (SettingsError, UserError) as err:
+    except UserError as err:
         for line in err.lines:
             print(f"FAILED  {name}: {line}")
         return False

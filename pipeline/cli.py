@@ -19,7 +19,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from pipeline.ensemble_file import SettingsError
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.settings import EnsembleSettings, load_ensemble
 
@@ -75,7 +74,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
-    except (SettingsError, UserError) as err:
+    except UserError as err:
         _say(err.lines)
         sys.exit(EXIT_USER_ERROR)
     except WorkerFailure as err:

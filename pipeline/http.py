@@ -20,7 +20,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from pipeline.ensemble_file import SettingsError
+from pipeline.mistakes import SettingsError
 from pipeline.metrics import exposition
 
 log = logging.getLogger("penstock.http")

@@ -12,7 +12,7 @@ import pytest
 from pipeline import http as served
 from pipeline.http import HealthServer
 from pipeline.metrics import WorkerMetrics
-from pipeline.settings import SettingsError
+from pipeline.mistakes import SettingsError
 
 
 class Worker:

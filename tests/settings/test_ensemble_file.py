@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ensemble_file import MAX_FILE_BYTES, SettingsError
+from pipeline.ensemble_file import MAX_FILE_BYTES
+from pipeline.mistakes import SettingsError
 from pipeline.settings import load_ensemble
 
 VALID = "name: reviews\nmodels: [{name: a, source: some_model}]\n"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.settings import EnsembleSettings, SettingsError, load_ensemble, settings_for_model
+from pipeline.mistakes import SettingsError
+from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
 
 DEMO = Path(__file__).parents[2] / "pipeline" / "demo" / "ensemble.yaml"
 

@@ -1,0 +1,91 @@
+"""The ensemble file's sections `batching` and `engine`: how much is computed at once, and by what."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.ensemble_file import Section
+from pipeline.mistakes import Contradictions
+
+
+class BatchingSettings(Section):
+    """How texts are gathered for an engine: work-conserving, under caps of count, tokens and time."""
+
+    max_pack_size: int = Field(default=64, ge=1, le=4096)
+    """Texts in one record of the tokens topic. Packs of 64 cost Python 0.5 us a text, single records 1.9."""
+
+    max_batch_size: int = Field(default=64, ge=1, le=65_536)
+    """Windows in one micro-batch."""
+
+    max_batch_tokens: int = Field(default=2048, ge=8, le=1 << 20)
+    """Tokens in one micro-batch, the bound on an engine's memory and on the wait behind it. A longer window
+    stands alone."""
+
+    max_queue_delay_ms: int = Field(default=0, ge=0, le=60_000)
+    """How long the oldest window waits for more while there are fewer than `knee_tokens`."""
+
+    knee_tokens: int = Field(default=0, ge=0, le=1 << 20)
+    """Below it more tokens cost no more time, as on a GPU with idle units, so waiting for them pays. On a CPU
+    there is no knee: 0 dispatches as soon as an instance is free."""
+
+    row_length: int = Field(default=128, ge=8, le=32_768)
+    """Tokens of a packed row, a multiple of 8. On a CPU 64 to 128; on a GPU 256 fills it better."""
+
+    max_in_flight_tokens: int = Field(default=65_536, ge=8, le=1 << 30)
+    """Tokens that a worker has read and not yet delivered. Above it partitions are paused, below half of it
+    resumed. Bounds memory and what is repeated after a kill."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        wrong = Contradictions()
+        row, batch, knee, in_flight = (
+            self.row_length,
+            self.max_batch_tokens,
+            self.knee_tokens,
+            self.max_in_flight_tokens,
+        )
+        if row % 8:
+            wrong.add("row_length", message=f"{row} is not allowed; allowed: a multiple of 8")
+        if batch < row:
+            message = f"{batch} doesn't fill a row; allowed: at least {row} (row_length)"
+            wrong.add("max_batch_tokens", message=message)
+        if knee > batch:
+            message = f"{knee} is never reached; allowed: at most {batch} (max_batch_tokens)"
+            wrong.add("knee_tokens", message=message)
+        if self.max_queue_delay_ms and not knee:
+            message = f"{self.max_queue_delay_ms} has no effect while knee_tokens is 0; allowed: 0, or a knee"
+            wrong.add("max_queue_delay_ms", message=message)
+        if in_flight < batch:
+            message = f"{in_flight} lets no batch gather; allowed: at least {batch} (max_batch_tokens)"
+            wrong.add("max_in_flight_tokens", message=message)
+        wrong.raise_if_any()
+        return self
+
+
+class EngineSettings(Section):
+    """What computes."""
+
+    kind: Literal["onnxruntime", "openvino", "numpy"] = "onnxruntime"
+    """`openvino` is an extra (`penstock[openvino]`) and faster on some processors; `numpy` is slow and exact."""
+
+    instances: int | None = Field(default=None, ge=1, le=256)
+    """Batches that are computed at the same time. Default: as many as the process has processors for."""
+
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of one instance. More instances give throughput, more threads make a lone text faster."""
+
+    @property
+    def instance_count(self) -> int:
+        """`instances`, or what fits the processors that this process may use."""
+        return self.instances or max(1, _processors() // self.threads)
+
+
+def _processors() -> int:
+    """What the process may use; macOS doesn't say, and there it is what the machine has."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

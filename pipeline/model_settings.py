@@ -1,0 +1,105 @@
+"""The ensemble file's sections `models` and `tokenizer`: what reads a text, and what is computed of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+
+from pipeline.ensemble_file import Section
+from pipeline.mistakes import Contradictions
+from pipeline.names import Name
+
+Task = Literal["sentence-embedding", "text-classification"]
+
+# [CLS] and [SEP], or what a model has in their place. The tokenizer checks its own number when it is loaded.
+_SPECIAL_TOKENS = 2
+
+
+def _source(source: str, info: ValidationInfo) -> str:
+    """A folder becomes its absolute path; what is no folder and looks like no path is a package's name."""
+    path = _resolved(Path(source), info)
+    looks_like_path = "/" in source or source.startswith(("~", "."))
+    return str(path) if looks_like_path or os.path.isdir(path) else source
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get("folder")
+    return (folder or Path.cwd()) / os.path.expanduser(path)
+
+
+ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_source)]
+
+
+class TokenizerSettings(Section):
+    """The tokenizer that all models of the ensemble share."""
+
+    source: ModelSource | None = None
+    """A model's folder or an installed package that ships one. Default: the first model's source."""
+
+    max_length: int | None = Field(default=None, ge=_SPECIAL_TOKENS + 1, le=32_768)
+    """Tokens of one window, special ones included. Default: what the model's files say. Attention costs its square,
+    so a smaller one makes long texts cheaper, in more windows."""
+
+    long_texts: Literal["stride", "truncate", "reject"] = "stride"
+    """A text of more than `max_length` tokens: `stride` reads it in overlapping windows and joins their outputs,
+    `truncate` reads the first window and says so in the result, `reject` makes it a dead letter."""
+
+    stride: int = Field(default=32, ge=0, le=32_768)
+    """Tokens that neighbouring windows share (transformers' meaning of stride): context for what would otherwise
+    be cut in two, computed twice. Without effect unless `long_texts` is `stride`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        wrong = Contradictions()
+        most = (self.max_length or 1 << 20) - _SPECIAL_TOKENS - 1
+        if self.long_texts == "stride" and self.stride > most:
+            what = f"{self.stride} leaves no new token in a window of {self.max_length} (max_length)"
+            wrong.add("stride", message=f"{what}; allowed: at most {most}")
+        wrong.raise_if_any()
+        return self
+
+
+class ModelSettings(Section):
+    """One model: an output of every result, under the model's name."""
+
+    name: Name
+    """The key in a result's `outputs`."""
+
+    source: ModelSource
+    """A model's folder or an installed package that ships one. Models of the same source share one encoder pass."""
+
+    task: Task | None = None
+    """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding."""
+
+    pooling: Literal["mean", "cls"] | None = None
+    """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
+    classification head has its own."""
+
+    normalize: bool | None = None
+    """Whether the pooled vector gets length 1, which makes cosine and dot product the same. Default like pooling.
+    A `head` must be trained on vectors made the same way."""
+
+    head: Annotated[Path, Field(strict=False), AfterValidator(_resolved)] | None = None
+    """A safetensors file with a linear head on the pooled vector and its labels, relative to the ensemble file.
+    Default: the checkpoint's own head."""
+
+    top_k: int | None = Field(default=1, ge=1, le=100_000)
+    """How many labels a classification answers, best first; null: all of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        wrong = Contradictions()
+        if self.task == "sentence-embedding":
+            if self.head is not None:
+                wrong.add("head", message="has no effect on a sentence-embedding; allowed with: text-classification")
+            if "top_k" in self.model_fields_set:
+                wrong.add("top_k", message="has no effect on a sentence-embedding; allowed with: text-classification")
+        elif self.task == "text-classification" and self.head is None:
+            for option in ("pooling", "normalize"):
+                if getattr(self, option) is not None:
+                    wrong.add(option, message="has no effect on the checkpoint's own head; allowed with: head")
+        wrong.raise_if_any()
+        return self
