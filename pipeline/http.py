@@ -21,7 +21,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from pipeline.mistakes import SettingsError
-from pipeline.metrics import exposition
+from pipeline.triton_metrics import exposition
 
 log = logging.getLogger("penstock.http")
 

@@ -9,32 +9,14 @@ Padding share: 1 - penstock_tokens_total / penstock_padded_tokens_total.
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
+from pipeline.triton_metrics import TritonCollector
 from schemas.errors import Reason
-
-_TRITON_COUNTERS = {
-    "nv_inference_request_success": "Texts whose outputs were delivered",
-    "nv_inference_request_failure": "Texts that became dead letters, by reason",
-    "nv_inference_count": "Texts, in encode windows, that were computed",
-    "nv_inference_exec_count": "Units or micro-batches that were computed",
-    "nv_inference_request_duration_us": "From reading a record to the delivery of what was made of it, summed",
-    "nv_inference_queue_duration_us": "Waiting for a thread, an instance or a fuller batch, summed",
-    "nv_inference_compute_input_duration_us": "Preparing the engine's input: packing rows, summed",
-    "nv_inference_compute_infer_duration_us": "Computing: the tokenizer, the engine or the task, summed",
-    "nv_inference_compute_output_duration_us": "Sorting the engine's output, or writing JSON, summed",
-}
-_PENDING = "nv_inference_pending_request_count"
-_MODEL_VERSION = "1"
 
 _TOKEN_BUCKETS = tuple(1 << power for power in range(5, 17))  # 32 to 65,536
 _TEXT_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
@@ -48,7 +30,7 @@ class WorkerMetrics:
     def __init__(self, ensemble: str, *, restarts: int = 0) -> None:
         self.registry = CollectorRegistry()
         self.ensemble = ensemble
-        self.triton = _TritonCollector()
+        self.triton = TritonCollector()
         self.registry.register(self.triton)
         ProcessCollector(registry=self.registry)
         Info("penstock_build", "What runs here", registry=self.registry).info(
@@ -197,63 +179,6 @@ class StageMetrics:
         for gauge in (self._worker.watermark_lag, self._worker.consumer_lag):
             with suppress(KeyError):  # nothing was ever told of it
                 gauge.remove(*self._labels, topic, str(partition))
-
-
-class _TritonCollector(Collector):
-    """Counters under Triton's exact names, to which prometheus_client's own Counter would append `_total`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # (metric, model, reason) -> value; only failures have a reason.
-        self._values: dict[tuple[str, str, str], float] = {}
-        self._pending: dict[str, int] = {}
-
-    def declare(self, model: str) -> None:
-        """Start a model's series at 0: a rate needs to see the first step."""
-        with self._lock:
-            for name in _TRITON_COUNTERS:
-                reasons: Iterable[str] = Reason if name == "nv_inference_request_failure" else ("",)
-                for reason in reasons:
-                    self._values.setdefault((name, model, str(reason)), 0.0)
-            self._pending.setdefault(model, 0)
-
-    def add(self, model: str, **amounts: float) -> None:
-        with self._lock:
-            for name, amount in amounts.items():
-                key = (name, model, "")
-                self._values[key] = self._values.get(key, 0.0) + amount
-
-    def fail(self, model: str, reason: Reason) -> None:
-        key = ("nv_inference_request_failure", model, str(reason))
-        with self._lock:
-            self._values[key] = self._values.get(key, 0.0) + 1
-
-    def set_pending(self, model: str, count: int) -> None:
-        with self._lock:
-            self._pending[model] = count
-
-    def collect(self) -> Iterator[Metric]:
-        with self._lock:
-            values, pending = dict(self._values), dict(self._pending)
-        # OpenMetrics knows no counter without _total, hence "unknown"; `exposition` mends the older format.
-        families = {name: Metric(name, text, "unknown") for name, text in _TRITON_COUNTERS.items()}
-        for (name, model, reason), value in values.items():
-            labels = {"model": model, "version": _MODEL_VERSION} | ({"reason": reason} if reason else {})
-            families[name].add_sample(name, labels, value)
-        yield from families.values()
-        gauge = Metric(_PENDING, "Texts that wait for a batch", "gauge")
-        for model, count in pending.items():
-            gauge.add_sample(_PENDING, {"model": model, "version": _MODEL_VERSION}, count)
-        yield gauge
-
-
-_UNTYPED_TRITON = re.compile(rb"^(# TYPE nv_inference_\w+) untyped$", re.MULTILINE)
-
-
-def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The page that Prometheus reads and its content type, in the format that an `Accept` header asks for."""
-    encode, content_type = choose_encoder(accept)
-    return _UNTYPED_TRITON.sub(rb"\1 counter", encode(registry)), content_type
 
 
 def _version() -> str:

@@ -9,7 +9,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from pipeline.metrics import WorkerMetrics, exposition
+from pipeline.metrics import WorkerMetrics
+from pipeline.triton_metrics import exposition
 from schemas.errors import Reason
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
