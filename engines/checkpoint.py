@@ -1,7 +1,8 @@
 """Finds a Hugging Face model folder and reads its config and weights, without PyTorch.
 
-A model is named by its folder or by an installed Python package that ships one. Weights come from safetensors only:
-a pickled `pytorch_model.bin` would need PyTorch and could run code.
+A model is named by its folder or by an installed Python package that ships one. Its config is read without its
+weights, which are 4 bytes a parameter: only who computes with them loads them. They come from safetensors only: a
+pickled `pytorch_model.bin` would need PyTorch and could run code.
 """
 
 from __future__ import annotations
@@ -48,20 +49,38 @@ class SentenceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A model as read from its folder.
+class CheckpointConfig:
+    """What a model's folder says of it, its weights aside.
 
-    weights        tensor name as in the file -> float32 array; whole-number tensors are left out, and layer norms
-                   from TensorFlow's days (gamma, beta) bear today's names (weight, bias)
     max_positions  the most tokens a text may have, special ones included: what the position table holds
     sentence       None where the folder isn't sentence-transformers'
     """
 
     folder: Path
     config: PreTrainedConfig
-    weights: Mapping[str, NDArray[np.float32]]
     max_positions: int
     sentence: SentenceSettings | None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the checkpoint was saved with a head that classifies texts."""
+        return any("ForSequenceClassification" in name for name in self.config.architectures or ())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the checkpoint's own head, in the order of its logits."""
+        return tuple(str(label) for _, label in sorted((self.config.id2label or {}).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(CheckpointConfig):
+    """A model as read from its folder.
+
+    weights  tensor name as in the file -> float32 array; whole-number tensors are left out, and layer norms from
+             TensorFlow's days (gamma, beta) bear today's names (weight, bias)
+    """
+
+    weights: Mapping[str, NDArray[np.float32]]
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A tensor that must be there in this shape."""
@@ -112,20 +131,34 @@ def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
     return models[0]
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads config, weights and sentence-transformers' settings.
+def read_config(folder: Path) -> CheckpointConfig:
+    """Reads config and sentence-transformers' settings: some kilobytes, whatever the model's size."""
+    config = _load_config(folder)
+    return CheckpointConfig(
+        folder=folder,
+        config=config,
+        max_positions=int(config.max_position_embeddings),
+        sentence=_sentence_settings(folder),
+    )
+
+
+def load_weights(read: CheckpointConfig) -> Checkpoint:
+    """Reads the weights of a model whose config is read.
 
     Half precision (float16, bfloat16) is widened to float32, the type every engine starts from.
     """
-    config = _load_config(folder)
-    limit = int(config.max_position_embeddings)
     return Checkpoint(
-        folder=folder,
-        config=config,
-        weights=_load_weights(folder),
-        max_positions=limit,
-        sentence=_sentence_settings(folder),
+        folder=read.folder,
+        config=read.config,
+        max_positions=read.max_positions,
+        sentence=read.sentence,
+        weights=_load_weights(read.folder),
     )
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads config and weights."""
+    return load_weights(read_config(folder))
 
 
 def _model_folders(locations: Iterable[str]) -> Iterator[Path]:
