@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+# A message may quote the record it is about, an unknown field of 5 MiB for instance. It becomes a header of the dead
+# letter, which must stay deliverable, and a line of the log.
+_MOST_CHARACTERS = 500
+
 
 class Reason(StrEnum):
     """Why a record became a dead letter: the value of the header `__dlq.errors.reason`."""
@@ -23,10 +27,16 @@ class Reason(StrEnum):
 class BadRecord(Exception):
     """Raised when one record can't be answered: its sender must act, its neighbours are not concerned.
 
-    `reason` is for machines, `message` is one line for the person who reads the dead letters.
+    `reason` is for machines, `message` is one printable line for the person who reads the dead letters; a longer one
+    is cut.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
         self.reason = reason
-        self.message = message
+        self.message = _line(message)
+        super().__init__(f"{reason}: {self.message}")
+
+
+def _line(message: str) -> str:
+    kept = message if len(message) <= _MOST_CHARACTERS else message[: _MOST_CHARACTERS - 3] + "..."
+    return "".join(character if character.isprintable() else " " for character in kept)
