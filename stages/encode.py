@@ -1,7 +1,8 @@
 """Encode: windows of token ids in, the engines' numbers out, each window on its own.
 
 A batch that an engine refuses is tried in halves until the culprit stands alone, so that one window never costs its
-neighbours their answer: at most 2 log2(N) + 1 more runs a culprit.
+neighbours their answer: at most 2 ceil(log2 N) more runs a culprit, and twice that where windows longer than a row are
+among the N, which lie in rows of their own.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ class EncodeStage:
         self._widths = {name: width for engine in engines for name, width in engine.widths.items()}
 
     def pack(self, windows: Sequence[NDArray[np.int32]]) -> list[RowGroup]:
-        """Lay the windows into rows: the part of the work that needs no engine."""
-        return pack_rows(windows, row_length=self._row_length)
+        """Lay the windows into rows, all but those that are too long: the part of the work that needs no engine."""
+        readable = [index for index, window in enumerate(windows) if len(window) <= self._max_length]
+        return self._pack_some(windows, readable)
 
     def __call__(self, windows: Sequence[NDArray[np.int32]], groups: Sequence[RowGroup] | None = None) -> Encoded:
         """Outputs of all windows; `groups` where they were packed before. Thread-safe where the engines are."""
         outputs = {name: np.zeros((len(windows), width), np.float32) for name, width in self._widths.items()}
-        failed: dict[int, BadRecord] = {}
+        failed = {
+            index: self._too_long(window) for index, window in enumerate(windows) if len(window) > self._max_length
+        }
         tokens = padded_tokens = 0
         for group in self.pack(windows) if groups is None else groups:
             tokens += group.rows.tokens
@@ -80,14 +84,28 @@ class EncodeStage:
                 return
             middle = len(group.windows) // 2
             for half in (group.windows[:middle], group.windows[middle:]):
-                for smaller in self.pack([windows[index] for index in half]):
-                    named = RowGroup(smaller.rows, [half[place] for place in smaller.windows])
-                    self._run(named, windows, outputs, failed)
+                for smaller in self._pack_some(windows, half):
+                    self._run(smaller, windows, outputs, failed)
             return
         for name, rows in computed.items():
+            assert rows.shape == (len(group.windows), self._widths[name]), "an engine answers each window once"
             outputs[name][group.windows] = rows
             for place in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
                 failed[group.windows[place]] = BadRecord(Reason.ENGINE_FAILED, f"{name} is not finite")
+
+    def _pack_some(self, windows: Sequence[NDArray[np.int32]], chosen: Sequence[int]) -> list[RowGroup]:
+        """Rows of the chosen windows, which keep their index."""
+        return [
+            RowGroup(group.rows, [chosen[place] for place in group.windows])
+            for group in pack_rows([windows[index] for index in chosen], row_length=self._row_length)
+        ]
+
+    def _too_long(self, window: NDArray[np.int32]) -> BadRecord:
+        return BadRecord(
+            Reason.BAD_PACK,
+            f"a window of {len(window)} tokens, the models read {self._max_length}: "
+            "do all stages run the same ensemble file?",
+        )
 
 
 class PackInProgress:
