@@ -58,13 +58,14 @@ class TextTokenizer:
         self._long_texts = long_texts
         self._backend = tokenizer.backend_tokenizer
         special = self._backend.num_special_tokens_to_add(is_pair=False)
+        stride = stride if long_texts == "stride" else 0
         if stride >= self.max_length - special:
             raise TokenizerError(
                 f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "
                 f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
             )
         self._backend.no_padding()
-        self._backend.enable_truncation(self.max_length, stride=stride if long_texts == "stride" else 0)
+        self._backend.enable_truncation(self.max_length, stride=stride)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""
@@ -72,6 +73,9 @@ class TextTokenizer:
 
     def _windows(self, encoding: Encoding) -> TokenizedText | BadRecord:
         first = np.array(encoding.ids, np.int32)
+        if not len(first):
+            # Only without special tokens, which no published model of the BERT family does.
+            return BadRecord(Reason.BAD_REQUEST, "the tokenizer makes no token of the text")
         overflowing = encoding.overflowing
         if not overflowing:
             return TokenizedText([first], truncated=False)
@@ -94,7 +98,7 @@ class TokenizeStage:
         self._max_text_bytes = max_text_bytes
 
     def __call__(self, groups: Sequence[Sequence[InputRecord]]) -> list[tuple[TokenPack | None, list[Rejected]]]:
-        """One pack a group; None where none of the group's records can be answered.
+        """One pack a group, None where none of the group's records can be answered; both in the records' order.
 
         Each group comes from one partition. All groups go to the tokenizer in one call: it is the larger batch
         that keeps its threads busy.
@@ -109,6 +113,7 @@ class TokenizeStage:
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
         for good, bad in zip(requests, rejected, strict=True):
             packs.append((_pack(good, [next(tokenized) for _ in good], bad), bad))
+            bad.sort(key=lambda rejected: rejected.record.source.offset)
         assert next(tokenized, None) is None, "as many tokenized texts as requests"
         return packs
 

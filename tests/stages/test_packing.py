@@ -26,7 +26,7 @@ def natural_lengths(seed: int, count: int = 64) -> list[int]:
     """Sentences: log-normal, mean 27 tokens, the shortest [CLS] word [SEP], the longest as long as a row."""
     sigma = 0.6
     lengths = np.random.default_rng(seed).lognormal(np.log(27) - sigma**2 / 2, sigma, count)
-    return np.clip(lengths.round(), 3, 128).astype(int).tolist()
+    return [int(length) for length in np.clip(lengths.round(), 3, 128)]
 
 
 lengths = st.lists(st.integers(1, 40) | st.integers(1, 300), min_size=1, max_size=30)
