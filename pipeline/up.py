@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -46,15 +46,24 @@ def show_topics(settings: EnsembleSettings, *, create: bool) -> int:
 
 
 def stage_commands(
-    file: Path, bootstrap: str, *, fused: bool, log_level: str | None = None, http_port: int | None = None
+    file: Path,
+    bootstrap: str,
+    *,
+    fused: bool,
+    http_ports: Mapping[str, int] | None = None,
+    module: Sequence[str] = ("pipeline.cli",),
 ) -> dict[str, Sequence[str]]:
-    """The command line of each stage's worker, for a supervisor."""
-    options = [] if log_level is None else ["--log-level", log_level]
-    more = [] if http_port is None else ["--http-port", str(http_port)]
-    python = [sys.executable, "-m", "pipeline.cli", *options, "run"]
-    return {
-        role: [*python, role, str(file), "--bootstrap", bootstrap, *more] for role in (["fused"] if fused else STAGES)
-    }
+    """The command line of each stage's worker, for a supervisor.
+
+    `http_ports` are by stage, in place of the file's; `module` is what Python runs, with its first arguments.
+    """
+    # -P: the current directory may hold a `pipeline` of its own.
+    penstock = [sys.executable, "-P", "-m", *module]
+    commands: dict[str, Sequence[str]] = {}
+    for role in ["fused"] if fused else STAGES:
+        port = [] if http_ports is None else ["--http-port", str(http_ports[role])]
+        commands[role] = [*penstock, "run", role, str(file), "--bootstrap", bootstrap, *port]
+    return commands
 
 
 def up(settings: EnsembleSettings, file: Path, *, fused: bool) -> int:
