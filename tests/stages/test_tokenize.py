@@ -264,6 +264,13 @@ def test_a_megabyte_is_a_long_text_for_every_policy(make: MakeTokenizer, long_te
     assert len(outcome.windows if isinstance(outcome, TokenizedText) else []) == windows
 
 
+def test_texts_that_are_large_together_are_read_in_order_all_the_same(make: MakeTokenizer) -> None:
+    texts = [word * (MEGABYTE // 8) for word in ("a ", "b ", "c ", "")] + ["d"] * 3 + ["e " * (MEGABYTE // 8)]
+    outcomes = make(long_texts="truncate")(texts)
+    firsts = [outcome.windows[0][1] for outcome in outcomes if isinstance(outcome, TokenizedText)]
+    assert firsts == [1037, 1038, 1039, SEP, 1040, 1040, 1040, 1041]
+
+
 def test_no_texts_are_no_windows(make: MakeTokenizer) -> None:
     assert make()([]) == []
 
