@@ -52,7 +52,7 @@ class TextClassification:
     def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
         if rows.shape[1] != len(self._labels):
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
-        scores = _softmax(rows) if len(self._labels) > 1 else 1.0 / (1.0 + np.exp(-rows))
+        scores = _softmax(rows) if len(self._labels) > 1 else _sigmoid(rows)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
         return [
             [Label(self._labels[label], float(scores[text, label])) for label in order]
@@ -72,6 +72,12 @@ def join_windows(rows: NDArray[np.float32], lengths: NDArray[np.int32], chunks: 
     totals = np.add.reduceat(weights, first)
     joined: NDArray[np.float64] = np.add.reduceat(rows * weights[:, None], first, axis=0) / totals[:, None]
     return joined
+
+
+def _sigmoid(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    # 1 / (1 + exp(-x)) overflows below -709.
+    scores: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -rows))
+    return scores
 
 
 def _softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,91 @@
+"""Postprocess: one result a text, in order, as JSON that says which text it answers and what was read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.errors import BadRecord, Reason
+from schemas.packs import EncodingPack, PackedText, encoding_pack, token_pack
+from schemas.results import encode_result
+from stages.postprocess import PostprocessStage
+from stages.tasks import SentenceEmbedding, Task, TextClassification
+
+TASKS: Mapping[str, Task] = {
+    "vector": SentenceEmbedding(normalize=True),
+    "verdict": TextClassification(("BAD", "GOOD"), top_k=None),
+}
+
+
+def text(offset: int, *lengths: int, **changes: Any) -> PackedText:
+    made = PackedText(f"id{offset}", b"key", [("h", b"v")], offset, len(lengths), sum(lengths), False)
+    return msgspec.structs.replace(made, **changes)
+
+
+def pack_of(texts: list[PackedText], lengths: list[int], **outputs: NDArray[np.float32]) -> EncodingPack:
+    chunks = [np.ones(length, np.int32) for length in lengths]
+    return encoding_pack(token_pack(topic="reviews.requests", partition=3, texts=texts, chunks=chunks), outputs)
+
+
+def floats(*rows: list[float]) -> NDArray[np.float32]:
+    return np.array(rows, np.float32)
+
+
+def test_a_result_is_this_json() -> None:
+    pack = pack_of(
+        [text(41, 5), text(43, 30, 10, id="ours", truncated=True)],
+        [5, 30, 10],
+        verdict=floats([0, 0], [4, 0], [0, 4]),
+        vector=floats([3, 4], [1, 0], [0, 1]),
+    )
+    first, second = PostprocessStage(TASKS)(pack)
+    assert encode_result(first) == (
+        b'{"id":"id41",'
+        b'"outputs":{"vector":[0.6,0.8],"verdict":[{"label":"BAD","score":0.5},{"label":"GOOD","score":0.5}]},'
+        b'"tokens":5,"truncated":false,"chunks":1,'
+        b'"source":{"topic":"reviews.requests","partition":3,"offset":41}}'
+    )
+    read = msgspec.json.decode(encode_result(second))
+    assert list(read) == ["id", "outputs", "tokens", "truncated", "chunks", "source"]
+    assert list(read["outputs"]) == ["vector", "verdict"], "in the order of the ensemble file"
+    assert (read["id"], read["tokens"], read["truncated"], read["chunks"]) == ("ours", 40, True, 2)
+    assert read["source"] == {"topic": "reviews.requests", "partition": 3, "offset": 43}
+    assert read["outputs"]["vector"] == pytest.approx([0.9486833, 0.31622777])
+    assert read["outputs"]["verdict"][0] == {"label": "BAD", "score": pytest.approx(1 / (1 + np.exp(-2)))}
+
+
+def test_results_come_in_the_order_of_the_texts_each_with_its_own_windows() -> None:
+    chunks = [1, 3, 1, 2]
+    lengths = [2] * sum(chunks)
+    vectors = floats(*([1, float(row)] for row in range(sum(chunks))))
+    pack = pack_of([text(offset, *[2] * count) for offset, count in enumerate(chunks)], lengths, raw=vectors)
+    results = PostprocessStage({"raw": SentenceEmbedding(normalize=False)})(pack)
+    assert [result.id for result in results] == ["id0", "id1", "id2", "id3"]
+    assert [result.outputs["raw"] for result in results] == [[1, 0], [1, 2], [1, 4], [1, 5.5]]
+
+
+def test_an_output_that_nobody_asked_for_is_left_out() -> None:
+    pack = pack_of([text(0, 1)], [1], vector=floats([1, 0]), other=floats([5]))
+    [result] = PostprocessStage({"vector": TASKS["vector"]})(pack)
+    assert list(result.outputs) == ["vector"]
+
+
+def test_outputs_that_are_missing_make_the_pack_a_bad_record() -> None:
+    pack = pack_of([text(0, 1)], [1], other=floats([1, 0]))
+    with pytest.raises(BadRecord) as raised:
+        PostprocessStage(TASKS)(pack)
+    assert raised.value.reason is Reason.BAD_PACK
+    assert raised.value.message == "no output of vector, verdict: do all stages run the same ensemble file?"
+
+
+def test_an_output_of_another_width_makes_the_pack_a_bad_record() -> None:
+    pack = pack_of([text(0, 1)], [1], vector=floats([1, 0]), verdict=floats([1, 2, 3]))
+    with pytest.raises(BadRecord) as raised:
+        PostprocessStage(TASKS)(pack)
+    assert raised.value.reason is Reason.BAD_PACK
+    assert "3 logits for 2 labels" in raised.value.message
