@@ -1,0 +1,179 @@
+"""Intake: every record that was read lies in exactly one unit, in order, and units stay small."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.dead_letters import DeadLetters
+from pipeline.intake import EncodingPackIntake, RequestIntake, TokenPackIntake
+from pipeline.lines import PartitionLine, Unit
+from pipeline.metrics import StageMetrics, WorkerMetrics
+from schemas.packs import PackedText, TokenPack, encode_pack, encoding_pack, token_pack
+from schemas.records import Headers, InputRecord, Source
+
+KIBIBYTE = 1024
+MOST_BYTES = 256 * KIBIBYTE
+LINE = PartitionLine(3)
+
+
+def record(offset: int, value: bytes | None, *, topic: str = "reviews.requests") -> InputRecord:
+    headers: Headers = [("h", b"v"), ("h", None)]
+    return InputRecord(Source(topic, LINE.partition, offset), b"key%d" % offset, value, headers)
+
+
+def requests(*sizes: int) -> list[InputRecord]:
+    return [record(offset, b"x" * size) for offset, size in enumerate(sizes)]
+
+
+def groups(units: Sequence[Unit]) -> list[list[int]]:
+    return [[each.source.offset for each in unit.records] for unit in units]
+
+
+# Requests.
+
+
+@given(
+    sizes=st.lists(
+        st.none() | st.integers(0, 300) | st.integers(0, 400).map(lambda size: size * KIBIBYTE), max_size=20
+    ),
+    max_pack_size=st.integers(1, 8),
+)
+def test_all_requests_are_in_one_unit_each_in_order_and_units_stay_small(
+    sizes: list[int | None], max_pack_size: int
+) -> None:
+    records = [record(offset, None if size is None else bytes(size)) for offset, size in enumerate(sizes)]
+    units = list(RequestIntake(max_pack_size=max_pack_size)(LINE, iter(records), 5.0))
+    assert [each for unit in units for each in unit.records] == records
+    for unit, after in itertools.zip_longest(units, units[1:]):
+        size_bytes = sum(len(each.value or b"") for each in unit.records)
+        assert 1 <= len(unit.records) <= max_pack_size
+        assert size_bytes <= MOST_BYTES or len(unit.records) == 1
+        if after is not None:
+            next_bytes = len(after.records[0].value or b"")
+            assert len(unit.records) == max_pack_size or size_bytes + next_bytes > MOST_BYTES, "no smaller than need be"
+        assert unit.line is LINE
+        assert unit.read_ms == 5.0
+        assert unit.texts == len(unit.records)
+        assert unit.tokens_in_flight >= len(unit.records), "whatever is in flight counts against the bound"
+        assert not unit.outputs
+        assert not unit.finished
+
+
+def test_requests_are_grouped_by_count() -> None:
+    units = list(RequestIntake(max_pack_size=3)(LINE, requests(*[10] * 7), 0.0))
+    assert groups(units) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_and_by_bytes_a_large_one_alone() -> None:
+    sizes = [100 * KIBIBYTE, 100 * KIBIBYTE, 100 * KIBIBYTE, 5 * 1024 * KIBIBYTE, 10, MOST_BYTES - 10, 1]
+    units = list(RequestIntake(max_pack_size=64)(LINE, requests(*sizes), 0.0))
+    assert groups(units) == [[0, 1], [2], [3], [4, 5], [6]]
+
+
+def test_tokens_are_guessed_from_bytes_before_anybody_knows_them() -> None:
+    [unit] = RequestIntake(max_pack_size=64)(LINE, [*requests(400, 0), record(2, None)], 0.0)
+    assert unit.tokens_in_flight == 100 + 3
+
+
+def test_nothing_read_is_no_unit() -> None:
+    assert list(RequestIntake(max_pack_size=64)(LINE, [], 0.0)) == []
+
+
+# Packs.
+
+
+def pack(*texts: Sequence[int]) -> TokenPack:
+    """A pack of texts, each the lengths of its windows."""
+    return token_pack(
+        topic="reviews.requests",
+        partition=LINE.partition,
+        texts=[
+            PackedText(f"id{offset}", None, [], offset, len(lengths), sum(lengths), False)
+            for offset, lengths in enumerate(texts)
+        ],
+        chunks=[np.ones(length, np.int32) for lengths in texts for length in lengths],
+    )
+
+
+class PackReader:
+    """Both kinds of packs, read the same way."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.topic = {"encode": "reviews.tokens", "postprocess": "reviews.encodings"}[stage]
+        self.worker = WorkerMetrics("reviews")
+        metrics: StageMetrics = self.worker.stage(stage)
+        letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}")
+        self._intake = (TokenPackIntake if stage == "encode" else EncodingPackIntake)(letters, metrics)
+
+    def value(self, tokens: TokenPack) -> bytes:
+        if self.stage == "encode":
+            return encode_pack(tokens)
+        return encode_pack(encoding_pack(tokens, {"v": np.zeros((len(tokens.chunk_lengths()), 2), np.float32)}))
+
+    def read(self, *values: bytes | None) -> list[Unit]:
+        records = [record(offset, value, topic=self.topic) for offset, value in enumerate(values)]
+        units = list(self._intake(LINE, iter(records), 5.0))
+        assert [unit.records for unit in units] == [[each] for each in records], "a unit a pack, in order"
+        assert all(unit.line is LINE and unit.read_ms == 5.0 for unit in units)
+        return units
+
+    def dead_letters_counted(self, reason: str) -> float | None:
+        labels = {"ensemble": "reviews", "stage": self.stage, "reason": reason}
+        return self.worker.registry.get_sample_value("penstock_dead_letters_total", labels)
+
+
+@pytest.fixture(params=["encode", "postprocess"])
+def reader(request: pytest.FixtureRequest) -> PackReader:
+    return PackReader(request.param)
+
+
+def test_a_pack_is_a_unit_that_counts_its_texts_and_tokens(reader: PackReader) -> None:
+    first, second = reader.read(reader.value(pack([5], [3, 4])), reader.value(pack([7])))
+    assert (first.texts, first.tokens_in_flight) == (2, 12)
+    assert (second.texts, second.tokens_in_flight) == (1, 7)
+    for unit in (first, second):
+        assert (unit.tokens is not None, unit.encodings is not None) == (
+            reader.stage == "encode",
+            reader.stage == "postprocess",
+        )
+        assert not unit.outputs
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(None, "null_value"), (b"", "bad_pack"), (b"\x93\x01\x02\x03", "bad_pack")]
+)
+def test_a_bad_pack_is_a_dead_letter_as_it_is_and_its_neighbours_are_read(
+    reader: PackReader, value: bytes | None, reason: str
+) -> None:
+    good = reader.value(pack([5]))
+    before, bad, after = reader.read(good, value, good)
+    assert before.texts == after.texts == 1
+    assert not before.outputs
+    assert not after.outputs
+    assert bad.tokens is None
+    assert bad.encodings is None
+    assert bad.tokens_in_flight == 1
+    [letter] = bad.outputs
+    assert (letter.topic, letter.key, letter.value) == ("reviews.dead-letters", b"key1", value)
+    assert letter.answers == [Source(reader.topic, 3, 1)]
+    assert letter.headers[:2] == [("h", b"v"), ("h", None)]
+    told = dict(letter.headers[2:])
+    assert told["__dlq.errors.topic"] == reader.topic.encode()
+    assert told["__dlq.errors.stage"] == reader.stage.encode()
+    assert told["__dlq.errors.reason"] == reason.encode()
+    assert told["__dlq.errors.offset"] == b"1"
+    assert reader.dead_letters_counted(reason) == 1
+
+
+def test_a_pack_of_the_other_stage_is_a_bad_one(reader: PackReader) -> None:
+    other = PackReader("postprocess" if reader.stage == "encode" else "encode")
+    [unit] = reader.read(other.value(pack([5])))
+    assert len(unit.outputs) == 1
+    assert reader.dead_letters_counted("bad_pack") == 1
