@@ -193,6 +193,16 @@ def test_the_search_is_a_bisection(count: int, runs: int) -> None:
     assert engine.runs == runs
 
 
+def test_a_half_that_no_longer_fits_its_rows_is_searched_to_the_end() -> None:
+    """Rows of 64: 50 + 14, 48 + 16, 40 + 24. Of the second half, 16 needs a row of its own beside 40 + 24."""
+    windows = [window(*range(1, 1 + length)) for length in (50, 48, 40, 24, 16, 14)]
+    windows[2][7] = POISON
+    encoded = stage_of(SumEngine())(windows)
+    assert set(encoded.failed) == {2}
+    others = [0, 1, 3, 4, 5]
+    assert encoded.outputs["sums"][others].tolist() == sums([windows[index] for index in others])
+
+
 def test_numbers_that_are_not_finite_are_found_without_another_run() -> None:
     engine = SumEngine(on_poison="nan")
     encoded = stage_of(engine)([window(1), window(POISON), window(2)])
@@ -206,6 +216,13 @@ def test_what_the_engines_compute_again_is_not_counted_twice() -> None:
 
 
 # A window that no model can read never reaches an engine.
+
+
+def test_a_window_of_max_length_is_not_too_long() -> None:
+    windows = [np.ones(64, np.int32), np.ones(65, np.int32)]
+    encoded = stage_of(SumEngine(), max_length=64)(windows)
+    assert set(encoded.failed) == {1}
+    assert encoded.outputs["sums"][0].tolist() == [64, 64]
 
 
 @given(windows=st.lists(good_windows, max_size=8), length=st.integers(65, 3000), place=st.integers(0, 8))
