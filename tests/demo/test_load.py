@@ -267,7 +267,7 @@ def test_plain_text_requests_carry_their_id_in_a_header(
     assert id_of(answers.requests[0]) == "demo-mine-0"
 
 
-@pytest.mark.parametrize(("batch", "instances", "bound"), [(64, 2, 384), (1, 1, 64), (64, 1, 192), (512, 8, 2_048)])
+@pytest.mark.parametrize(("batch", "instances", "bound"), [(64, 2, 384), (1, 1, 64), (64, 1, 192), (512, 8, 1_024)])
 def test_the_bound_keeps_every_engine_busy_and_fits_the_broker(
     batch: int, instances: int, bound: int, seen: Seen
 ) -> None:
