@@ -13,13 +13,14 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test check format docs bench lock clean
 
 help:
 	@echo 'make demo     set up and run the demo: text in, predictions out, over an embedded Kafka broker'
 	@echo 'make test     set up and run the tests'
 	@echo 'make check    format, lint, types, imports between packages'
 	@echo 'make format   let ruff format the source and fix what it can'
+	@echo 'make docs     write docs/ensemble-file.md from the settings'
 	@echo 'make bench    list the benchmarks; BENCH=NAME runs one'
 	@echo 'make lock     resolve the requirements anew (needs uv)'
 	@echo 'make clean    remove $(VENV) and the caches'
@@ -41,6 +42,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m pipeline.settings_page > docs/ensemble-file.md
 
 bench: $(VENV)/.dev
 ifeq ($(BENCH),)

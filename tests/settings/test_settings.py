@@ -103,7 +103,7 @@ def test_defaults(tmp_path):
         "max_batch_tokens": 2048,
         "max_queue_delay_ms": 0,
         "knee_tokens": 0,
-        "row_length": 128,
+        "row_length": 64,
         "max_in_flight_tokens": 65536,
     }
     assert ensemble.engine.instance_count == len(os.sched_getaffinity(0))

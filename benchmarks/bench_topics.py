@@ -1,0 +1,119 @@
+"""Topic to topic against the bare engine: same texts, same cores, one run, alternating.
+
+    make bench BENCH=bench_topics ARGS='--count 20000 --rounds 2'
+
+The bare engine gets token ids that lie ready and its vectors are thrown away: no tokenizer, no topics, no JSON. It runs
+the same micro-batches on as many threads as the encode stage has instances. Topic to topic is `penstock demo`: the
+embedded broker, three stages in three processes, a producer and a consumer, all on the same cores. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.machine import machine
+from pipeline.assembly import max_length, open_encode_stage
+from pipeline.demo.texts import read_texts
+from pipeline.settings import load_ensemble
+
+DEMO = Path(__file__).parent.parent / "pipeline" / "demo"
+
+
+def bare(file: Path, texts: list[str]) -> dict[str, float]:
+    """Texts and real tokens a second of the encode stage alone, and its padding share."""
+    from engines.checkpoint import find_checkpoint
+    from stages.microbatcher import MicroBatcher
+    from stages.tokenize import TextTokenizer
+
+    settings = load_ensemble(file)
+    folder = find_checkpoint(settings.tokenizer_source, relative_to=None)
+    tokenizer = TextTokenizer(
+        folder,
+        max_length=max_length(settings),
+        long_texts=settings.tokenizer.long_texts,
+        stride=settings.tokenizer.stride,
+    )
+    batching = settings.batching
+    batcher = MicroBatcher[int](
+        max_batch_size=batching.max_batch_size,
+        max_batch_tokens=batching.max_batch_tokens,
+        max_queue_delay_ms=0,
+        knee_tokens=0,
+    )
+    windows = [window for text in tokenizer(texts) for window in text.windows]
+    for place, window in enumerate(windows):
+        batcher.add(place, len(window), 0)
+    batches: list[list[int]] = []
+    while len(batcher):
+        batches.append(batcher.take(0).items)
+    stage = open_encode_stage(settings)
+
+    def run(places: list[int]) -> tuple[int, int]:
+        chosen = [windows[place] for place in places]
+        encoded = stage(chosen, stage.pack(chosen))
+        return encoded.tokens, encoded.padded_tokens
+
+    with ThreadPoolExecutor(settings.engine.instance_count) as instances:
+        list(instances.map(run, batches[: 2 * settings.engine.instance_count]))
+        started_s = time.perf_counter()
+        counts = list(instances.map(run, batches))
+        seconds = time.perf_counter() - started_s
+    stage.close()
+    tokens = sum(real for real, _ in counts)
+    return {
+        "texts_per_s": len(texts) / seconds,
+        "tokens_per_s": tokens / seconds,
+        "padding_share": 1 - tokens / sum(padded for _, padded in counts),
+    }
+
+
+def over_topics(file: Path, texts: Path, count: int, *, fused: bool) -> dict[str, object]:
+    """What `penstock demo --json` says."""
+    command = [sys.executable, "-m", "pipeline.cli", "demo", "--json", "--ensemble", str(file)]
+    command += ["--texts", str(texts), "--count", str(count), *(["--fused"] if fused else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    said: dict[str, object] = json.loads(done.stdout)
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ensemble", type=Path, default=DEMO / "ensemble.yaml")
+    parser.add_argument("--texts", type=Path, default=DEMO / "texts.txt.gz")
+    parser.add_argument("--fused", action="store_true", help="one process from requests to results")
+    options = parser.parse_args()
+    texts = list(islice(read_texts(options.texts), options.count))
+    engine: list[dict[str, float]] = []
+    topics: list[dict[str, object]] = []
+    for _ in range(options.rounds):
+        engine.append(bare(options.ensemble, texts))
+        topics.append(over_topics(options.ensemble, options.texts, options.count, fused=options.fused))
+    engine_rate = statistics.median(each["texts_per_s"] for each in engine)
+    topics_rate = statistics.median(float(str(each["texts_per_s"])) for each in topics)
+    print(
+        json.dumps(
+            {
+                "benchmark": "topics",
+                "fused": options.fused,
+                "machine": machine(),
+                "ratio": topics_rate / engine_rate,
+                "engine": engine,
+                "topics": topics,
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
