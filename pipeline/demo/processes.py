@@ -150,7 +150,7 @@ def _reason(body: str) -> str:
     try:
         return str(json.loads(body)["reason"])
     except (ValueError, KeyError, TypeError):
-        return "starting"
+        return "no answer at its port"
 
 
 def _free_ports(host: str, count: int) -> list[int]:

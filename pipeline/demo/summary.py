@@ -166,18 +166,20 @@ def _times_ms(counters: Counters, latency_ms: float) -> dict[str, StageTime | fl
         # Of encode it is the mean of a window, of which a long text has several at the same time.
         return (counters.ratio(f"nv_inference_{name}_duration_us", "nv_inference_count", stage) or 0.0) / 1e3
 
+    # A stage whose worker does not answer any more, or had nothing to do because others share its topic, is left out.
     stages = {
         stage: StageTime(
             queue=mean_ms("queue", stage),
             compute=sum(mean_ms(f"compute_{part}", stage) for part in ("input", "infer", "output")),
         )
         for stage in STAGES
+        if counters.get("nv_inference_count", stage)
     }
-    in_stages_ms = sum(time.queue + time.compute for time in stages.values())
-    # Never shown below zero: both are means, but not of exactly the same texts after a worker's death.
-    topics_ms = max(0.0, latency_ms - in_stages_ms)
     times: dict[str, StageTime | float] = {
         stage: StageTime(round(time.queue, 2), round(time.compute, 2)) for stage, time in stages.items()
     }
-    times["topics"] = round(topics_ms, 2)
+    if len(stages) == len(STAGES):
+        # Never shown below zero: both are means, but not of exactly the same texts after a worker's death.
+        in_stages_ms = sum(time.queue + time.compute for time in stages.values())
+        times["topics"] = round(max(0.0, latency_ms - in_stages_ms), 2)
     return times

@@ -84,8 +84,17 @@ def test_only_the_run_counts_and_a_restarted_worker_began_anew() -> None:
 
 def test_topics_are_never_below_zero() -> None:
     metrics = WorkerMetrics("demo")
+    for name in ("tokenize", "postprocess"):
+        metrics.stage(name).stage_done(texts=1, queue_ms=1.0, compute_ms=2.0)
     batch(metrics, 1)
     assert summary_of(ledger_of([0.01]), Counters.of([page(metrics)])).time_ms["topics"] == 0.0
+
+
+def test_a_stage_that_was_not_heard_of_is_left_out() -> None:
+    metrics = WorkerMetrics("demo")
+    metrics.stage("tokenize")
+    batch(metrics, 1)
+    assert summary_of(ledger_of([0.1]), Counters.of([page(metrics)])).time_ms.keys() == {"encode"}
 
 
 def test_rates_and_percentiles() -> None:
