@@ -206,9 +206,7 @@ class _Demo:
         if summary.requests:
             self._screen.summary(summary)
         if summary.good and self._rate is None:
-            self._screen.say(
-                "Sent as fast as answered, a text mostly waits in line; --rate 20 shows what it takes alone."
-            )
+            self._screen.say("Sent as fast as answered, texts mostly wait in line; --rate 20 shows one alone.")
         exit_code = 0 if summary.good else EXIT_FAILED
         if self.stopped is not None:
             exit_code = self.stopped.exit_code
