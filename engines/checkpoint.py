@@ -71,6 +71,12 @@ class CheckpointConfig:
         """Of the checkpoint's own head, in the order of its logits."""
         return tuple(str(label) for _, label in sorted((self.config.id2label or {}).items()))
 
+    @property
+    def problem_type(self) -> str | None:
+        """Of the checkpoint's own head, in `transformers`' words; None where it does not say."""
+        problem_type: str | None = self.config.problem_type
+        return problem_type
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(CheckpointConfig):

@@ -20,7 +20,7 @@ from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
 from stages.errors import TokenizerError
 from stages.postprocess import PostprocessStage
-from stages.tasks import SentenceEmbedding, TextClassification
+from stages.tasks import ScoreFunction, SentenceEmbedding, TextClassification
 from stages.tasks import Task as TaskStage
 from stages.tokenize import TextTokenizer, TokenizeStage
 
@@ -106,8 +106,17 @@ def _task_stage(model: ModelSettings) -> TaskStage:
     if _task(model, config) == "sentence-embedding":
         _, normalize = _pooling(model, config)
         return SentenceEmbedding(normalize=normalize)
-    labels = config.labels if model.head is None else load_head(model.head).labels
-    return TextClassification(labels, top_k=model.top_k)
+    if model.head is not None:
+        return TextClassification(load_head(model.head).labels, top_k=model.top_k)
+    return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))
+
+
+# As `transformers.TextClassificationPipeline` chooses where its caller does not.
+_FUNCTIONS: dict[str | None, ScoreFunction] = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+    "regression": "none",
+}
 
 
 def _task(model: ModelSettings, config: CheckpointConfig) -> Task:

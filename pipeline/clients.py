@@ -39,6 +39,9 @@ _CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
     "fetch.wait.max.ms": 10,
 }
 
+# librdkafka logs each attempt to reconnect. What matters comes as an error too, and is told once.
+_EVERY_CLIENT: dict[str, str | int | float | bool] = {"log_level": 2}
+
 _PRODUCER_DEFAULTS: dict[str, str | int | float | bool] = {
     "enable.idempotence": True,
     # 5 ms, the default, would be added at each of three hops.
@@ -68,7 +71,7 @@ def consumer(
 ) -> Consumer:
     """A consumer of `group` that commits nothing by itself. Raises UserError on a setting librdkafka refuses."""
     classic = settings.get("group.protocol", "classic") == "classic"
-    defaults = _CONSUMER_DEFAULTS | (_CLASSIC_GROUP_DEFAULTS if classic else {})
+    defaults = _EVERY_CLIENT | _CONSUMER_DEFAULTS | (_CLASSIC_GROUP_DEFAULTS if classic else {})
     config = defaults | dict(settings) | _OWNED | {"group.id": group, "client.id": client_id}
     with _user_errors():
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
@@ -76,7 +79,12 @@ def consumer(
 
 def reader(settings: KafkaSettings, *, client_id: str) -> Consumer:
     """A consumer outside of any group's bookkeeping: partitions are assigned by hand, nothing is committed."""
-    config = _CONSUMER_DEFAULTS | dict(settings) | {"enable.auto.commit": False, "enable.auto.offset.store": False}
+    config = (
+        _EVERY_CLIENT
+        | _CONSUMER_DEFAULTS
+        | dict(settings)
+        | {"enable.auto.commit": False, "enable.auto.offset.store": False}
+    )
     with _user_errors():
         return Consumer(config | {"group.id": client_id, "client.id": client_id, "logger": log})
 
@@ -85,7 +93,7 @@ def producer(
     settings: KafkaSettings, *, client_id: str, on_error: Callable[[KafkaError], None] | None = None
 ) -> Producer:
     """A producer whose order per partition survives its retries. Raises UserError likewise."""
-    config = _PRODUCER_DEFAULTS | dict(settings) | {"client.id": client_id, "logger": log}
+    config = _EVERY_CLIENT | _PRODUCER_DEFAULTS | dict(settings) | {"client.id": client_id, "logger": log}
     if on_error is not None:
         config["error_cb"] = on_error
     with _user_errors():
@@ -95,7 +103,7 @@ def producer(
 def admin(settings: KafkaSettings) -> AdminClient:
     """A client that asks about topics and makes them. Raises UserError likewise."""
     with _user_errors():
-        return AdminClient(dict(settings))
+        return AdminClient(_EVERY_CLIENT | dict(settings))
 
 
 def input_record(message: Message) -> InputRecord:

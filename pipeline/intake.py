@@ -8,8 +8,8 @@ from typing import Protocol
 from pipeline.dead_letters import DeadLetters
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
-from schemas.errors import BadRecord
-from schemas.packs import decode_encoding_pack, decode_token_pack
+from schemas.errors import BadRecord, Reason
+from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack
 from schemas.records import InputRecord
 
 # Texts that arrive together travel together up to this size; a larger one travels alone. It bounds an encoding pack:
@@ -36,7 +36,7 @@ class RequestIntake:
         group: list[InputRecord] = []
         group_bytes = 0
         for record in records:
-            size_bytes = len(record.value or b"")
+            size_bytes = _size_bytes(record)
             if group and (len(group) >= self._max_pack_size or group_bytes + size_bytes > _MAX_UNIT_BYTES):
                 yield _unit(line, group, group_bytes, read_ms)
                 group, group_bytes = [], 0
@@ -58,6 +58,7 @@ class TokenPackIntake:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
                 unit.tokens = decode_token_pack(record.value)
+                _require_partition(unit.tokens, record)
                 unit.texts = len(unit.tokens.texts)
                 unit.tokens_in_flight = int(unit.tokens.chunk_lengths().sum())
             except BadRecord as err:
@@ -78,12 +79,24 @@ class EncodingPackIntake:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
                 unit.encodings = decode_encoding_pack(record.value)
+                _require_partition(unit.encodings, record)
                 unit.texts = len(unit.encodings.texts)
                 unit.tokens_in_flight = int(unit.encodings.chunk_lengths().sum())
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
                 self._metrics.dead_letters([err.reason])
             yield unit
+
+
+def _size_bytes(record: InputRecord) -> int:
+    """Key and headers travel along in every pack, so they count too."""
+    headers_bytes = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + headers_bytes
+
+
+def _require_partition(pack: TokenPack | EncodingPack, record: InputRecord) -> None:
+    if pack.partition != record.source.partition:
+        raise BadRecord(Reason.BAD_PACK, f"a pack of partition {pack.partition} in {record.source.partition}")
 
 
 def _unit(line: PartitionLine, records: list[InputRecord], size_bytes: int, read_ms: float) -> Unit:

@@ -20,7 +20,7 @@ class Unit:
 
     Each step reads what the step before it left (`records`, `tokens`, `encodings`); the last fills `outputs`.
     `texts` is how many requests it stands for, `tokens_in_flight` what it counts against the bound, `read_ms` when
-    it was read.
+    it was read, `queued_ms` when the step that has it got it.
     """
 
     line: PartitionLine
@@ -28,6 +28,7 @@ class Unit:
     texts: int
     tokens_in_flight: int
     read_ms: float
+    queued_ms: float = 0.0
     tokens: TokenPack | None = None
     encodings: EncodingPack | None = None
     outputs: list[OutputRecord] = field(default_factory=list)

@@ -66,6 +66,7 @@ class TokenizeStep:
         self._threads = _start("tokenize", 1, self._run, on_failure)
 
     def submit(self, unit: Unit) -> None:
+        unit.queued_ms = now_ms()
         self._queue.put(unit)
 
     def close(self) -> None:
@@ -99,7 +100,7 @@ class TokenizeStep:
             self._metrics.dead_letters([each.error.reason for each in rejected])
             self._metrics.stage_done(
                 texts=len(unit.records),
-                queue_ms=started_ms - unit.read_ms,
+                queue_ms=started_ms - unit.queued_ms,
                 compute_ms=computed_ms - started_ms,
             )
             self._then(unit)
@@ -221,6 +222,7 @@ class PostprocessStep:
         self._threads = _start("postprocess", 1, self._run, on_failure)
 
     def submit(self, unit: Unit) -> None:
+        unit.queued_ms = now_ms()
         self._queue.put(unit)
 
     def close(self) -> None:
@@ -252,7 +254,7 @@ class PostprocessStep:
         )
         self._metrics.stage_done(
             texts=len(results),
-            queue_ms=started_ms - unit.read_ms,
+            queue_ms=started_ms - unit.queued_ms,
             compute_ms=computed_ms - started_ms,
             output_ms=now_ms() - computed_ms,
         )

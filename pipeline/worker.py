@@ -50,6 +50,8 @@ _CONSUME_RECORDS = 512
 _COMMITTED_TIMEOUT_S = 10.0
 # A poll loop that has not come round for this long is stuck.
 _STUCK_S = 30.0
+# Committing and leaving the group, where draining has used up its budget.
+_LEAVE_GRACE_S = 2.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
 _BROKER_LOOK_S = 0.2
 _AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
@@ -148,11 +150,19 @@ class Worker:
     def _shut_down(self) -> None:
         deadline = Deadline(self._drain_timeout_s)
         log.info("draining %d records", self._assignment.records_in_flight)
-        self._assignment.hand_over(self._consumer, self._assignment.partitions, deadline, self._failed)
-        self._consumer.close()
+        leaving = threading.Thread(target=self._leave, args=(deadline,), name="leave", daemon=True)
+        leaving.start()
+        leaving.join(deadline.remaining_s() + _LEAVE_GRACE_S)
+        if leaving.is_alive():
+            log.warning("the broker does not answer: left without a good-bye")
         self._emitter.close(deadline)
         if self._failure is not None:
             raise WorkerFailure(str(self._failure)) from self._failure
+
+    def _leave(self, deadline: Deadline) -> None:
+        # On a thread of its own: committing and leaving wait for a broker that may be away, for up to a minute.
+        self._assignment.hand_over(self._consumer, self._assignment.partitions, deadline, self._failed)
+        self._consumer.close()
 
     def _read(self) -> list[Unit]:
         try:

@@ -2,7 +2,8 @@
 
 A batch that an engine refuses is tried in halves until the culprit stands alone, so that one window never costs its
 neighbours their answer: at most 2 ceil(log2 N) more runs a culprit, and twice that where windows longer than a row are
-among the N, which lie in rows of their own.
+among the N, which lie in rows of their own. Where all of them fail, a window that can't be at fault is tried: if that
+one fails too, it is the engine, and nobody's text is blamed for it.
 """
 
 from __future__ import annotations
@@ -52,17 +53,30 @@ class EncodeStage:
         return self._pack_some(windows, readable)
 
     def __call__(self, windows: Sequence[NDArray[np.int32]], groups: Sequence[RowGroup] | None = None) -> Encoded:
-        """Outputs of all windows; `groups` where they were packed before. Thread-safe where the engines are."""
+        """Outputs of all windows; `groups` where they were packed before. Thread-safe where the engines are.
+
+        Raises EngineError where the engine itself is at fault.
+        """
         outputs = {name: np.zeros((len(windows), width), np.float32) for name, width in self._widths.items()}
         failed = {
             index: self._too_long(window) for index, window in enumerate(windows) if len(window) > self._max_length
         }
         tokens = padded_tokens = 0
-        for group in self.pack(windows) if groups is None else groups:
+        groups = self.pack(windows) if groups is None else groups
+        for group in groups:
             tokens += group.rows.tokens
             padded_tokens += group.rows.padded_tokens
             self._run(group, windows, outputs, failed)
+        computed = sum(len(group.windows) for group in groups)
+        if computed and len(failed) == len(windows):
+            self.try_engines()
         return Encoded(outputs, failed, tokens, padded_tokens)
+
+    def try_engines(self) -> None:
+        """Compute one window of one token. Raises EngineError where an engine can't even do that."""
+        [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
+        for engine in self._engines:
+            engine.run(group.rows)
 
     def close(self) -> None:
         """Close every engine."""

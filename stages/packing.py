@@ -42,8 +42,9 @@ class _Row:
 
 def pack_rows(windows: Sequence[NDArray[np.int32]], *, row_length: int) -> list[RowGroup]:
     """Every window in exactly one group, at exactly one place."""
+    lengths = [len(window) for window in windows]
     by_length: dict[int, list[_Row]] = {}
-    for row in _place([len(window) for window in windows], row_length):
+    for row in _tightened(lengths, _place(lengths, row_length)):
         by_length.setdefault(row.length, []).append(row)
     return [_layout(rows, windows) for _, rows in sorted(by_length.items())]
 
@@ -64,6 +65,21 @@ def _place(lengths: Sequence[int], row_length: int) -> list[_Row]:
         rows[number].used += tokens
         if left > tokens:
             insort(free, (left - tokens, number))
+    return rows
+
+
+def _tightened(lengths: Sequence[int], rows: list[_Row]) -> list[_Row]:
+    """The same number of rows, as short as the windows let them be: the unused end of the last row is shared out.
+
+    Only where all rows have one length; among longer ones short windows fill the ends anyway.
+    """
+    if not rows or any(row.length != rows[0].length for row in rows):
+        return rows
+    shortest = max(max(lengths), -(-sum(lengths) // len(rows)))
+    for length in range(-(-shortest // ROW_QUANTUM) * ROW_QUANTUM, max(row.used for row in rows), ROW_QUANTUM):
+        shorter = _place(lengths, length)
+        if len(shorter) == len(rows):
+            return shorter
     return rows
 
 

@@ -6,7 +6,8 @@ vectors, or of logits before the softmax), and a normalised vector is brought ba
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from schemas.results import Label, Output
 # Finer than float32 at the size of a normalised vector's numbers (2**-24 of 0.05 is 3e-9), and half the JSON of the
 # shortest float64.
 _EMBEDDING_DECIMALS = 8
+
+
+# `transformers`' names for its `function_to_apply`.
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
 
 
 class Task(Protocol):
@@ -41,18 +46,19 @@ class SentenceEmbedding:
 class TextClassification:
     """The `top_k` most probable labels (all where None), best first, each `{"label", "score"}`.
 
-    Scores are the softmax of the logits, or the sigmoid where there is one label: what `transformers` does for a
-    model whose config names no problem type.
+    Scores are a function of the logits. The default is what `transformers` does for a model whose config names no
+    problem type: softmax, or the sigmoid where there is one label.
     """
 
-    def __init__(self, labels: tuple[str, ...], *, top_k: int | None) -> None:
+    def __init__(self, labels: tuple[str, ...], *, top_k: int | None, function: ScoreFunction | None = None) -> None:
         self._labels = labels
+        self._score = _SCORES[function or ("softmax" if len(labels) > 1 else "sigmoid")]
         self._top_k = len(labels) if top_k is None else min(top_k, len(labels))
 
     def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
         if rows.shape[1] != len(self._labels):
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
-        scores = _softmax(rows) if len(self._labels) > 1 else _sigmoid(rows)
+        scores = self._score(rows)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
         return [
             [Label(self._labels[label], float(scores[text, label])) for label in order]
@@ -84,3 +90,10 @@ def _softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     scores: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return scores
+
+
+_SCORES: dict[ScoreFunction, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "none": lambda rows: rows,
+}

@@ -22,6 +22,10 @@ MOST_BYTES = 256 * KIBIBYTE
 LINE = PartitionLine(3)
 
 
+# Key and headers of a record here.
+OWN_BYTES = len("key0") + len("h") + len("v") + len("h")
+
+
 def record(offset: int, value: bytes | None, *, topic: str = "reviews.requests") -> InputRecord:
     headers: Headers = [("h", b"v"), ("h", None)]
     return InputRecord(Source(topic, LINE.partition, offset), b"key%d" % offset, value, headers)
@@ -71,14 +75,29 @@ def test_requests_are_grouped_by_count() -> None:
 
 
 def test_and_by_bytes_a_large_one_alone() -> None:
-    sizes = [100 * KIBIBYTE, 100 * KIBIBYTE, 100 * KIBIBYTE, 5 * 1024 * KIBIBYTE, 10, MOST_BYTES - 10, 1]
+    sizes = [
+        100 * KIBIBYTE,
+        100 * KIBIBYTE,
+        100 * KIBIBYTE,
+        5 * 1024 * KIBIBYTE,
+        10,
+        MOST_BYTES - 10 - 2 * OWN_BYTES,
+        1,
+    ]
     units = list(RequestIntake(max_pack_size=64)(LINE, requests(*sizes), 0.0))
     assert groups(units) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
 def test_tokens_are_guessed_from_bytes_before_anybody_knows_them() -> None:
     [unit] = RequestIntake(max_pack_size=64)(LINE, [*requests(400, 0), record(2, None)], 0.0)
-    assert unit.tokens_in_flight == 100 + 3
+    assert unit.tokens_in_flight == (400 + 3 * OWN_BYTES) // 4 + 3
+
+
+def test_keys_and_headers_count_too_for_they_travel_along() -> None:
+    small, large = record(0, b"a"), record(1, b"b")
+    large.headers.append(("large", bytes(MOST_BYTES)))
+    units = list(RequestIntake(max_pack_size=64)(LINE, [small, large], 0.0))
+    assert groups(units) == [[0], [1]]
 
 
 def test_nothing_read_is_no_unit() -> None:

@@ -294,3 +294,14 @@ def test_records_lost_by_retention_are_counted_and_the_rest_is_answered(
         eventually(lambda: running.step.records_seen > 2)
         topics.send(b"last")
         eventually(lambda: topics.committed("bench", made.topic_names.requests)[0] == 14)
+
+
+def test_a_stop_while_the_broker_is_away_keeps_to_its_budget(settings: MakeSettings, broker: EmbeddedBroker) -> None:
+    made = settings(partitions=1, drain_timeout_ms=200)
+    topics = Topics(made)
+    running = Bench(made)
+    topics.send(b"1")
+    eventually(lambda: running.step.records_seen == 1)
+    broker.set_down()
+    running.end()  # waits WAIT_S, half of what the client alone would take to give up
+    broker.set_up()

@@ -171,7 +171,8 @@ def test_a_culprit_costs_at_most_2_ceil_log2_n_more_runs(batch: tuple[list[Windo
     windows, culprits = batch
     engine = SumEngine()
     stage_of(engine)(windows)
-    assert engine.runs <= 1 + len(culprits) * 2 * math.ceil(math.log2(len(windows)))
+    last = len(culprits) == len(windows)  # then a harmless window is tried
+    assert engine.runs <= 1 + last + len(culprits) * 2 * math.ceil(math.log2(len(windows)))
 
 
 @given(batch=poisoned_batches())
@@ -182,10 +183,11 @@ def test_and_twice_that_among_windows_longer_than_a_row(batch: tuple[list[Window
     stage = stage_of(engine)
     groups = len(stage.pack(windows))
     stage(windows)
-    assert engine.runs <= groups + len(culprits) * 4 * math.ceil(math.log2(len(windows)))
+    last = len(culprits) == len(windows)
+    assert engine.runs <= groups + last + len(culprits) * 4 * math.ceil(math.log2(len(windows)))
 
 
-@pytest.mark.parametrize(("count", "runs"), [(1, 1), (2, 3), (3, 5), (4, 5), (5, 7), (64, 13)])
+@pytest.mark.parametrize(("count", "runs"), [(1, 2), (2, 3), (3, 5), (4, 5), (5, 7), (64, 13)])
 def test_the_search_is_a_bisection(count: int, runs: int) -> None:
     windows = [window(POISON if index == count - 1 else 1) for index in range(count)]
     engine = SumEngine()

@@ -1,0 +1,45 @@
+"""An engine that can do nothing is told from a text that it can't do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engines.errors import EngineError
+from engines.rows import PackedRows
+from stages.encode import EncodeStage
+
+POISON = 7
+
+
+class BrokenEngine:
+    """Refuses everything, or only batches with a poison token."""
+
+    def __init__(self, *, always: bool) -> None:
+        self.widths = {"vector": 2}
+        self._always = always
+
+    def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        if self._always or (rows.input_ids == POISON).any():
+            raise EngineError("no")
+        return {"vector": np.ones((len(rows.row), 2), np.float32)}
+
+    def close(self) -> None:
+        pass
+
+
+def a_stage(*, always: bool) -> EncodeStage:
+    return EncodeStage([BrokenEngine(always=always)], row_length=16, max_length=16)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_where_even_a_harmless_window_fails_no_text_is_blamed(count: int) -> None:
+    with pytest.raises(EngineError):
+        a_stage(always=True)([np.array([1, 2], np.int32)] * count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_batch_of_nothing_but_poison_is_the_texts_fault(count: int) -> None:
+    encoded = a_stage(always=False)([np.array([1, POISON], np.int32)] * count)
+    assert sorted(encoded.failed) == list(range(count))
