@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import clients
 from pipeline.assembly import max_length, open_tokenize_stage
 from pipeline.ensemble import Ensemble, Refused
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkerFailure
+from pipeline.reach import reach_broker
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, compare_topics, wanted_topics
 from schemas.results import Label, Output
@@ -18,14 +17,14 @@ from schemas.results import Label, Output
 _SAMPLE = "The quick brown fox jumps over the lazy dog."
 
 
-def check(file: Path, bootstrap: str | None) -> int:
+def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     """Print `ok` or `FAILED` for each check; the exit code. One that fails does not stop the others, except the file:
     without it there is nothing to check."""
     found: list[EnsembleSettings] = []
 
     def read_file() -> str:
         found.append(load_ensemble(file, bootstrap=bootstrap, environ=os.environ))
-        return f"{len(found[0].models)} models"
+        return _counted(len(found[0].models), "model")
 
     if not _check(f"file {file}", read_file):
         return 2
@@ -35,10 +34,10 @@ def check(file: Path, bootstrap: str | None) -> int:
     def load() -> str:
         loaded.append(Ensemble(settings))
         engine = settings.engine
-        return f"{engine.kind}, {engine.instance_count} instances of {engine.threads} threads"
+        return f"{engine.kind}, {_counted(engine.instance_count, 'instance')} of {_counted(engine.threads, 'thread')}"
 
     broker_answers = _check(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
-    topics_fit = broker_answers and _check("topics", lambda: _topics(settings))
+    topics_fit = broker_answers and _check("topics", lambda: _topics(settings, fused=fused))
     tokenizer_loads = _check(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
     models_load = _check("models " + ", ".join(model.name for model in settings.models), load)
     answers = models_load and _check("one text", lambda: _one_text(loaded[0]))
@@ -50,26 +49,27 @@ def _check(name: str, run: Callable[[], str]) -> bool:
         detail = run()
     except UserError as err:
         for line in err.lines:
-            print(f"FAILED  {name}: {line}")
+            print(f"FAILED  {name}: {line}", flush=True)
         return False
-    finally:
-        sys.stdout.flush()
-    print(f"ok      {name}{': ' if detail else ''}{detail}")
+    except WorkerFailure as err:
+        print(f"FAILED  {name}: {err}", flush=True)
+        return False
+    print(f"ok      {name}: {detail}", flush=True)
     return True
 
 
 def _broker(settings: EnsembleSettings) -> str:
-    metadata = broker_metadata(clients.admin(settings.kafka.client_settings()))
-    return f"{len(metadata.brokers)} brokers, {len(metadata.topics)} topics"
+    metadata = broker_metadata(reach_broker(settings.kafka))
+    return f"{_counted(len(metadata.brokers), 'broker')}, {_counted(len(metadata.topics), 'topic')}"
 
 
-def _topics(settings: EnsembleSettings) -> str:
-    wanted = wanted_topics(settings)
-    differences = compare_topics(clients.admin(settings.kafka.client_settings()), wanted)
+def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
+    wanted = wanted_topics(settings, fused=fused)
+    differences = compare_topics(reach_broker(settings.kafka), wanted)
     if differences:
         missing = any(each.missing for each in differences)
         raise UserError(*map(str, differences), *(["make them: penstock topics FILE --create"] if missing else []))
-    return f"{len(wanted)} of {settings.topics.partitions} partitions"
+    return f"{len(wanted)} of {_counted(settings.topics.partitions, 'partition')}"
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:
@@ -89,3 +89,7 @@ def _one_text(ensemble: Ensemble) -> str:
 def _shape(output: Output) -> str:
     first = output[0]
     return f"{first.label} {first.score:.3f}" if isinstance(first, Label) else f"{len(output)} floats"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

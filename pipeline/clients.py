@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -100,10 +100,13 @@ def producer(
         return Producer(config)
 
 
-def admin(settings: KafkaSettings) -> AdminClient:
+def admin(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
     """A client that asks about topics and makes them. Raises UserError likewise."""
+    config: dict[str, Any] = _EVERY_CLIENT | dict(settings)
+    if on_error is not None:
+        config["error_cb"] = on_error
     with _user_errors():
-        return AdminClient(_EVERY_CLIENT | dict(settings))
+        return AdminClient(config)
 
 
 def input_record(message: Message) -> InputRecord:

@@ -33,7 +33,8 @@ class BatchingSettings(Section):
     there is no knee: 0 dispatches as soon as an instance is free."""
 
     row_length: int = Field(default=64, ge=8, le=32_768)
-    """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128); on a GPU 256 fills it better."""
+    """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128); on a GPU 256 fills it
+    better."""
 
     max_in_flight_tokens: int = Field(default=65_536, ge=8, le=1 << 30)
     """Tokens that a worker has read and not yet delivered. Above it partitions are paused, below half of it

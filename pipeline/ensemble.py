@@ -10,6 +10,7 @@ with Ensemble.load("reviews.yaml") as ensemble:
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -25,12 +26,13 @@ from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_mode
 from schemas.errors import BadRecord
 from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
 from schemas.records import InputRecord, Source
+from schemas.requests import RequestFormat, decode_request
 from schemas.results import Result
 from stages.encode import Encoded, PackInProgress
 from stages.microbatcher import MicroBatcher
 
 # Texts that are taken together: enough for every instance to have several batches.
-_BLOCK_TEXTS = 512
+BLOCK_TEXTS = 512
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -43,13 +45,14 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Ensemble:
-    """Tokenizer, engines and tasks of one ensemble file, loaded."""
+    """Tokenizer, engines and tasks of one ensemble file, loaded. Any number of threads may call it."""
 
     def __init__(self, settings: EnsembleSettings) -> None:
         self.settings = settings
         self._tokenize = open_tokenize_stage(settings)
-        self._encode = open_encode_stage(settings)
         self._postprocess = open_postprocess_stage(settings)
+        self._encode = open_encode_stage(settings)
+        self._closed = False
         self._instances = ThreadPoolExecutor(settings.engine.instance_count, thread_name_prefix="encode")
 
     @classmethod
@@ -62,23 +65,38 @@ class Ensemble:
         """One model, by its folder or package, with every default."""
         return cls(settings_for_model(source, task))
 
+    @property
+    def request_format(self) -> RequestFormat:
+        """How `answer` reads a record's value."""
+        return self.settings.requests.format
+
     def predict(self, texts: Iterable[str]) -> Iterator[Result | Refused]:
-        """One entry a text, in order: its result, or why there is none. Reads `texts` as it answers."""
+        """One entry a text, in order: its result, or why there is none.
+
+        Reads `texts`, which may be endless, 512 ahead of its answers.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes texts, such as a list of them, and not one text")
         return self.answer(
-            InputRecord(Source("predict", 0, number), None, msgspec.json.encode({"text": text}), [])
+            InputRecord(Source("predict", 0, number), None, _value(text, self.request_format), [])
             for number, text in enumerate(texts)
         )
 
     def answer(self, records: Iterable[InputRecord]) -> Iterator[Result | Refused]:
         """One entry a request record, in order. The records' offsets must grow."""
         remaining = iter(records)
-        while block := list(islice(remaining, _BLOCK_TEXTS)):
+        while block := list(islice(remaining, BLOCK_TEXTS)):
+            if self._closed:
+                raise ValueError("the ensemble is closed")
             yield from self._answer_block(block)
 
     def close(self) -> None:
-        """Let go of the engines."""
-        self._instances.shutdown()
-        self._encode.close()
+        """Let go of the engines. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            # What waits for an instance is given up: whoever closes early wants no more answers.
+            self._instances.shutdown(cancel_futures=True)
+            self._encode.close()
 
     def __enter__(self) -> Ensemble:
         return self
@@ -91,7 +109,7 @@ class Ensemble:
     def _answer_block(self, block: Sequence[InputRecord]) -> list[Result | Refused]:
         [(pack, rejected)] = self._tokenize([block])
         answers: dict[int, Result | Refused] = {
-            each.record.source.offset: _refused(str(each.record.source), each.record.source, each.error)
+            each.record.source.offset: _refused(self._id(each.record), each.record.source, each.error)
             for each in rejected
         }
         if pack is not None:
@@ -102,6 +120,13 @@ class Ensemble:
                 answers.update((result.source.offset, result) for result in self._postprocess(encodings))
         assert len(answers) == len(block), "one answer a record"
         return [answers[record.source.offset] for record in block]
+
+    def _id(self, record: InputRecord) -> str:
+        """The request's own id, where as much as that can be read of it."""
+        try:
+            return decode_request(record, format=self.request_format, max_text_bytes=sys.maxsize).id
+        except BadRecord:
+            return str(record.source)
 
     def _encode_pack(self, pack: TokenPack) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
         batching = self.settings.batching
@@ -127,6 +152,13 @@ class Ensemble:
 
     def _encode_windows(self, windows: list[NDArray[np.int32]]) -> Encoded:
         return self._encode(windows, self._encode.pack(windows))
+
+
+def _value(text: str, format: RequestFormat) -> bytes:
+    try:
+        return msgspec.json.encode({"text": text}) if format == "json" else text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: no UTF-8, which is then told as of any other record
+        return text.encode(errors="surrogatepass")
 
 
 def _refused(id: str, source: Source, error: BadRecord) -> Refused:

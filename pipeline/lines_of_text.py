@@ -1,149 +1,101 @@
-"""Lines in and out: what `penstock produce`, `consume` and `predict` do with standard input and output.
+"""Lines of text that become requests: what `penstock produce` and `predict` read.
 
 A line that starts with `{` is a request as JSON and passed on as it is, right or wrong; any other line is a text. An
 empty line is an empty text. Bytes that are not UTF-8 are passed on too: the pipeline is what judges requests.
+
+Lines are taken in blocks of what is there to be read, so that nobody who types or trickles waits for a full block. One
+read takes what a pipe holds, 64 KB on Linux; while more is ready the block grows, up to its bound.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline import clients
-from pipeline.ensemble import Ensemble
-from pipeline.errors import UserError, WorkerFailure
-from pipeline.settings import EnsembleSettings
-from schemas.records import InputRecord, Source
+from pipeline.errors import UserError
+from schemas.requests import RequestFormat
 
-# A broker that does not take a record for this long is away.
-_DELIVERY_TIMEOUT_S = 60.0
-_METADATA_TIMEOUT_S = 10.0
-
-
-def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None) -> None:
-    """Send every line of a file, or of standard input where `source` is `-`."""
-    topic = settings.topic_names.requests
-    producer = clients.producer({"linger.ms": 5, **settings.kafka.producer_settings()}, client_id="penstock-produce")
-    failures: list[KafkaError] = []
-    delivered = 0
-
-    def report(err: KafkaError | None, _message: Message) -> None:
-        nonlocal delivered
-        if err is None:
-            delivered += 1
-        else:
-            failures.append(err)
-
-    with _opened(source) as lines:
-        for line in lines:
-            value = _request(line, settings.requests.format)
-            while not failures:
-                try:
-                    producer.produce(topic, value, key, on_delivery=report)
-                except BufferError:
-                    producer.poll(0.1)
-                except KafkaException as err:
-                    failures.append(err.args[0])
-                else:
-                    break
-            producer.poll(0)
-            if failures:
-                break
-    if producer.flush(_DELIVERY_TIMEOUT_S):
-        raise WorkerFailure(f"{topic}: no broker took all records within {_DELIVERY_TIMEOUT_S:g} s")
-    print(f"{delivered} requests sent to {topic}", file=sys.stderr)
-    if failures:
-        raise WorkerFailure(f"{topic}: not sent: {failures[0].str()}")
-
-
-def consume_lines(settings: EnsembleSettings, *, count: int | None, dead_letters: bool, from_end: bool) -> None:
-    """Print records of the results topic, or of the dead letters, as JSON lines."""
-    topic = settings.topic_names.dead_letters if dead_letters else settings.topic_names.results
-    consumer = clients.reader(settings.kafka.consumer_settings(), client_id="penstock-consume")
-    try:
-        found = consumer.list_topics(topic, timeout=_METADATA_TIMEOUT_S).topics[topic]
-        if found.error is not None:
-            raise UserError(f"{topic}: {found.error.str()}; make it with: penstock topics FILE --create")
-        start = OFFSET_END if from_end else OFFSET_BEGINNING
-        consumer.assign([TopicPartition(topic, partition, start) for partition in found.partitions])
-        printed = 0
-        while count is None or printed < count:
-            message = consumer.poll(0.2)
-            if message is None:
-                continue
-            if message.error():
-                raise WorkerFailure(f"{topic}: {message.error()}")
-            line = _dead_letter_line(clients.input_record(message)) if dead_letters else message.value() or b"null"
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
-            printed += 1
-    except KafkaException as err:
-        raise WorkerFailure(f"{topic}: {err.args[0].str()}") from err
-    finally:
-        consumer.close()
-
-
-def predict_lines(file: Path | None, model: str | None, task: str | None) -> None:
-    """Answer standard input line by line, as soon as it comes in blocks."""
-    ensemble = Ensemble.load(file) if file is not None else Ensemble.of_model(str(model), task)
-    encoder = msgspec.json.Encoder()
-    with ensemble, _opened("-") as lines:
-        format = ensemble.settings.requests.format
-        records = (
-            InputRecord(Source("stdin", 0, number), None, _request(line, format), [])
-            for number, line in enumerate(lines)
-        )
-        for answer in ensemble.answer(records):
-            sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
-            sys.stdout.buffer.flush()
-
-
-def _request(line: bytes, format: str) -> bytes:
-    text = line.removesuffix(b"\n").removesuffix(b"\r")
-    if format == "text" or text.lstrip().startswith(b"{"):
-        return text
-    try:
-        return msgspec.json.encode({"text": text.decode()})
-    except UnicodeDecodeError:
-        return text
-
-
-class _DeadLetter(msgspec.Struct):
-    key: str | None
-    value: str | None
-    headers: dict[str, str | None]
-    source: Source
-
-
-def _dead_letter_line(record: InputRecord) -> bytes:
-    return msgspec.json.encode(
-        _DeadLetter(
-            _readable(record.key),
-            _readable(record.value),
-            {name: _readable(value) for name, value in record.headers},
-            record.source,
-        )
-    )
-
-
-def _readable(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="backslashreplace")
+# Twice a text of 4 MiB, the most that requests.max_text_bytes allows, with each of its bytes as \u00XX of JSON.
+MAX_LINE_BYTES = 48 << 20
+_READ_BYTES = 1 << 16
+_UTF8_MARK = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
+def opened_lines(source: str) -> Iterator[int]:
+    """The descriptor of a file, or of standard input where `source` is `-`. Raises UserError."""
     if source == "-":
-        yield sys.stdin.buffer
+        if sys.stdin is None:
+            raise UserError("standard input is closed: send lines into it")
+        if sys.stdin.isatty():
+            print("penstock: a text a line; Ctrl-D ends", file=sys.stderr)
+        yield sys.stdin.fileno()
         return
     try:
-        file = Path(source).open("rb")  # noqa: SIM115 - closed below; only opening may be the user's mistake
-    except OSError as err:
-        raise UserError(f"{source}: {err.strerror}") from err
+        file = Path(source).open("rb", buffering=0)  # noqa: SIM115 - closed below; only opening may be the user's mistake
+    except (OSError, ValueError) as err:  # ValueError: a null character in the path
+        raise UserError(f"{source}: {err.strerror if isinstance(err, OSError) else err}") from err
     with file:
-        yield file
+        yield file.fileno()
+
+
+def line_blocks(descriptor: int, *, max_lines: int) -> Iterator[list[bytes]]:
+    """Blocks of at most `max_lines` lines without their ends, LF or CRLF; the last line needs none.
+
+    Never waits while it has a line. Raises UserError where none ends within MAX_LINE_BYTES.
+    """
+    lines: list[bytes] = []
+    begun: list[bytes] = []  # pieces of the line whose end has not come yet
+    begun_bytes = 0
+    # What some editors begin a file of UTF-8 with is none of its text.
+    chunk = _read(descriptor).removeprefix(_UTF8_MARK)
+    while chunk:
+        head, *tail = chunk.split(b"\n")
+        begun.append(head)
+        begun_bytes += len(head)
+        if tail:
+            lines.append(_line(begun))
+            lines.extend(_line([whole]) for whole in tail[:-1])
+            begun, begun_bytes = [tail[-1]], len(tail[-1])
+        if begun_bytes > MAX_LINE_BYTES:
+            raise UserError(f"the input has no line end in {MAX_LINE_BYTES >> 20} MiB: are these lines of text?")
+        while len(lines) >= max_lines or (lines and not _ready(descriptor)):
+            yield lines[:max_lines]
+            del lines[:max_lines]
+        chunk = _read(descriptor)
+    if begun_bytes:
+        lines.append(_line(begun))
+    if lines:
+        yield lines
+
+
+def request_of(line: bytes, format: RequestFormat) -> bytes:
+    """The value of a request record from a line of text or JSON."""
+    if format == "text" or line.lstrip().startswith(b"{"):
+        return line
+    try:
+        return msgspec.json.encode({"text": line.decode()})
+    except UnicodeDecodeError:
+        return line
+
+
+def _line(pieces: list[bytes]) -> bytes:
+    return b"".join(pieces).removesuffix(b"\r")
+
+
+def _ready(descriptor: int) -> bool:
+    readable, _, _ = select.select([descriptor], [], [], 0)
+    return bool(readable)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except OSError as err:
+        raise UserError(f"the input can't be read: {err.strerror}") from err

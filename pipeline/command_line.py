@@ -1,0 +1,88 @@
+"""What all commands share: exit codes, one line for what a person can mend, Ctrl-C, closed pipes, logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from pipeline.errors import UserError, WorkerFailure
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+log = logging.getLogger("penstock")
+
+# All of typer's usage errors; only this one, derived from them, has a public name.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class Command(TyperCommand):
+    """A command whose usage is written as people know it: `run [OPTIONS] STAGE FILE`, without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+class Commands(TyperGroup):
+    """The commands together. Where the reader of a pipe (head, less) has gone, the work is done."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            answer = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still in the buffer goes nowhere, and without complaint.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+        return answer
+
+
+def run(app: typer.Typer) -> int:
+    """Run what the command line says; the exit code. No traceback for what a person can mend."""
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        code: int | None = app(prog_name="penstock", standalone_mode=False)
+    except _USAGE_ERROR as err:
+        _say("penstock", _usage_line(err))
+        return EXIT_USER_ERROR
+    except UserError as err:
+        _say("penstock", *err.lines)
+        return EXIT_USER_ERROR
+    except WorkerFailure as err:
+        _say("penstock", str(err))
+        return EXIT_FAILED
+    except OSError as err:  # a full disk, no memory, too many files
+        log.debug("", exc_info=True)
+        _say("penstock", str(err))
+        return EXIT_FAILED
+    return code or 0
+
+
+def configure_logging(level: str) -> None:
+    """Logs to stderr, from `level` on."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s"
+    )
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _usage_line(err: Any) -> str:
+    """What is wrong with the command line, and where the command is described."""
+    command = err.ctx.command_path if err.ctx else "penstock"
+    return f"{' '.join(err.format_message().split())}; see: {command} --help"
+
+
+def _say(name: str, *lines: str) -> None:
+    for line in lines:
+        typer.echo(f"{name}: {line}", err=True)

@@ -1,0 +1,31 @@
+"""`penstock predict`: a line of JSON out for each line in, without Kafka."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from pipeline.ensemble import BLOCK_TEXTS, Ensemble
+from pipeline.lines_of_text import line_blocks, opened_lines, request_of
+from schemas.records import InputRecord, Source
+
+
+def predict_lines(file: Path | None, model: str | None, task: str | None) -> None:
+    """Answer standard input line by line; what is there is answered before more is waited for."""
+    with (
+        opened_lines("-") as descriptor,
+        Ensemble.load(file) if file is not None else Ensemble.of_model(str(model), task) as ensemble,
+    ):
+        encoder = msgspec.json.Encoder()
+        number = 0
+        for block in line_blocks(descriptor, max_lines=BLOCK_TEXTS):
+            records = [
+                InputRecord(Source("stdin", 0, number + place), None, request_of(line, ensemble.request_format), [])
+                for place, line in enumerate(block)
+            ]
+            number += len(block)
+            for answer in ensemble.answer(records):
+                sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
+            sys.stdout.buffer.flush()

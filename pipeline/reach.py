@@ -1,0 +1,64 @@
+"""The first question to a broker: whether it answers, and why not.
+
+For commands that a person waits for. A worker waits for its broker however long it takes.
+"""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline import clients
+from pipeline.deadline import Deadline
+from pipeline.errors import UserError, WorkerFailure
+from pipeline.kafka_settings import KafkaSettings
+
+# A broker answers in milliseconds, and one that is just starting in a few seconds.
+_BUDGET_S = 10.0
+# How late Ctrl-C is noticed: nothing interrupts librdkafka while it waits.
+_LOOK_S = 0.5
+
+
+def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminClient:
+    """A client of a broker that has answered.
+
+    Raises UserError: one line with the address and librdkafka's own reason.
+    """
+    reasons: list[str] = []
+
+    def note(error: KafkaError) -> None:
+        # That all brokers are down follows from why each of them is, which was told before.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            reasons[:] = [error.str()]
+
+    admin = clients.admin(kafka.client_settings(), on_error=note)
+    deadline = Deadline(budget_s)
+    while True:
+        try:
+            admin.list_topics(timeout=_LOOK_S)
+        except KafkaException as err:
+            admin.poll(0)
+            if deadline.expired:
+                reason = reasons[0] if reasons else err.args[0].str()
+                address = kafka.bootstrap_servers
+                raise UserError(
+                    f"no broker answers at {address} within {budget_s:g} s ({reason}): start one, or correct "
+                    "kafka.bootstrap.servers or --bootstrap"
+                ) from err
+        else:
+            return admin
+
+
+def existing_partitions(kafka: KafkaSettings, topic: str) -> list[int]:
+    """A topic's partitions. Raises UserError where no broker answers or has it."""
+    admin = reach_broker(kafka)
+    try:
+        # Of all topics: asking for one by name may create it.
+        found = admin.list_topics(timeout=_BUDGET_S).topics.get(topic)
+    except KafkaException as err:
+        raise WorkerFailure(f"{topic}: {err.args[0].str()}") from err
+    if found is None:
+        raise UserError(f"{topic}: no such topic at {kafka.bootstrap_servers}; make it: penstock topics FILE --create")
+    if found.error is not None:
+        raise UserError(f"{topic}: can't be used: {found.error.str()}")
+    return sorted(found.partitions)
