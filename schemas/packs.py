@@ -87,9 +87,7 @@ class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         return np.frombuffer(self.lengths, _INT32)
 
 
-def token_pack(
-    *, topic: str, partition: int, texts: list[PackedText], chunks: list[NDArray[np.int32]]
-) -> TokenPack:
+def token_pack(*, topic: str, partition: int, texts: list[PackedText], chunks: list[NDArray[np.int32]]) -> TokenPack:
     """A pack of `texts`, whose chunks' token ids lie one after another in `chunks`."""
     lengths = np.fromiter((len(chunk) for chunk in chunks), _INT32, len(chunks))
     flat = np.concatenate(chunks)

@@ -38,7 +38,7 @@ def path() -> Path:
 def test_states_its_accuracy_and_source(path: Path) -> None:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
-    assert float(metadata["held_out_accuracy"]) >= 0.87
+    assert float(metadata["held_out_accuracy_mean"]) >= 0.87
     assert "vaderSentiment==2.5" in metadata["data"]
     assert metadata["data_licence"].startswith("MIT")
 
