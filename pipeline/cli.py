@@ -8,16 +8,39 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.command_line import EXIT_USER_ERROR, Command, Commands, configure_logging
 from pipeline.command_line import run as run_app
+from pipeline.command_options import (
+    Bootstrap,
+    BrokerHost,
+    BrokerTopics,
+    Count,
+    Create,
+    DeadLetters,
+    DemoCount,
+    DemoEnsemble,
+    DemoRate,
+    DemoTexts,
+    EnsembleFile,
+    FromEnd,
+    Fused,
+    HttpPort,
+    Json,
+    Key,
+    LinesFile,
+    LogLevel,
+    Model,
+    OptionalEnsembleFile,
+    Stage,
+    Task,
+)
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,38 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command = partial(app.command, cls=Command)
-
-# typer reads annotations at run time and knows no `| None` in the oldest version that is allowed.
-EnsembleFile = Annotated[Path, typer.Argument(metavar="ENSEMBLE.yaml", help="The ensemble file.", show_default=False)]
-Bootstrap = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar="HOST:PORT",
-        envvar="PENSTOCK_BOOTSTRAP_SERVERS",
-        help="Kafka's address, instead of the one in the file.",
-        show_default=False,
-    ),
-]
-Fused = Annotated[bool, typer.Option("--fused", help="All stages in one process, with no topics between them.")]
-
-
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class StageName(StrEnum):
-    TOKENIZE = "tokenize"
-    ENCODE = "encode"
-    POSTPROCESS = "postprocess"
-    FUSED = "fused"
-
-
-class TaskName(StrEnum):
-    SENTENCE_EMBEDDING = "sentence-embedding"
-    TEXT_CLASSIFICATION = "text-classification"
 
 
 def main() -> None:
@@ -111,21 +102,7 @@ def up(context: typer.Context, file: EnsembleFile, fused: Fused = False, bootstr
 
 
 @command()
-def run(
-    stage: Annotated[StageName, typer.Argument(metavar="STAGE", help="fused is all three in one process.")],
-    file: EnsembleFile,
-    bootstrap: Bootstrap = None,
-    http_port: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="PORT",
-            help="Of /metrics and /v2/health, instead of the file's; 0: any.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
+def run(stage: Stage, file: EnsembleFile, bootstrap: Bootstrap = None, http_port: HttpPort = None) -> None:
     """Run one stage's worker; start more of them to scale.
 
     Workers of one stage share its partitions, on this machine or on others. Ctrl-C or SIGTERM drains and stops.
@@ -136,15 +113,7 @@ def run(
 
 
 @command()
-def broker(
-    topic: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="NAME:PARTITIONS", help="Make this topic at the start; may be repeated."),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Loopback only: this broker asks nobody for a password.")
-    ] = "127.0.0.1",
-) -> None:
+def broker(topic: BrokerTopics = None, host: BrokerHost = "127.0.0.1") -> None:
     """Run a Kafka in memory, on this machine, for trying things out.
 
     Prints its bootstrap address, then serves until it is interrupted. It keeps 5 MiB a partition, drops the oldest
@@ -156,12 +125,7 @@ def broker(
 
 
 @command()
-def topics(
-    file: EnsembleFile,
-    create: Annotated[bool, typer.Option("--create", help="Make the topics that are missing.")] = False,
-    fused: Fused = False,
-    bootstrap: Bootstrap = None,
-) -> None:
+def topics(file: EnsembleFile, create: Create = False, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
     """Compare the ensemble's topics with the broker's, or make them.
 
     A line for each topic. Exit code 1 where one is not as wanted.
@@ -172,17 +136,7 @@ def topics(
 
 
 @command()
-def produce(
-    file: EnsembleFile,
-    source: Annotated[
-        str, typer.Argument(metavar="FILE", help="Lines to send; - is standard input.", show_default=False)
-    ] = "-",
-    key: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="KEY", help="Of every record: one key, one partition, one order.", show_default=False),
-    ] = None,
-    bootstrap: Bootstrap = None,
-) -> None:
+def produce(file: EnsembleFile, source: LinesFile = "-", key: Key = None, bootstrap: Bootstrap = None) -> None:
     """Send lines of text, or of JSON, as requests.
 
     A line that is a JSON object is sent as it is, any other as {"text": LINE}. Exit code 1 where not all were sent.
@@ -199,14 +153,9 @@ def produce(
 @command()
 def consume(
     file: EnsembleFile,
-    count: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, metavar="N", help="Stop after so many; without it when interrupted.", show_default=False),
-    ] = None,
-    dead_letters: Annotated[
-        bool, typer.Option("--dead-letters", help="Read the dead letters instead of the results.")
-    ] = False,
-    from_end: Annotated[bool, typer.Option("--from-end", help="Only what comes from now on.")] = False,
+    count: Count = None,
+    dead_letters: DeadLetters = False,
+    from_end: FromEnd = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Print results as JSON lines.
@@ -220,24 +169,7 @@ def consume(
 
 
 @command()
-def predict(
-    file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(metavar="ENSEMBLE.yaml", help="The ensemble file.", show_default=False),
-    ] = None,
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="DIR_OR_PACKAGE", help="One model instead of an ensemble file.", show_default=False),
-    ] = None,
-    task: Annotated[
-        Optional[TaskName],  # noqa: UP045
-        typer.Option(
-            metavar="TASK",
-            help="With --model: sentence-embedding or text-classification. Default: what the model is made for.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
+def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task = None) -> None:
     """Answer lines without Kafka: a line of JSON out for each line in.
 
     The same stages as over topics, in this process. A line that is a JSON object is read as a request, any other as a
@@ -270,29 +202,13 @@ def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None)
 
 @command()
 def demo(
-    count: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            min=1, metavar="N", help="How many texts. Default: 2,000, or all of --texts once.", show_default=False
-        ),
-    ] = None,
-    texts: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="A text a line, .gz or not, instead of the demo's.", show_default=False),
-    ] = None,
-    ensemble: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="ENSEMBLE.yaml", help="Another ensemble.", show_default=False),
-    ] = None,
+    count: DemoCount = None,
+    texts: DemoTexts = None,
+    ensemble: DemoEnsemble = None,
     bootstrap: Bootstrap = None,
-    rate: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            min=0.001, metavar="N", help="Texts a second. Default: as fast as they are answered.", show_default=False
-        ),
-    ] = None,
+    rate: DemoRate = None,
     fused: Fused = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """See it at work: a broker, three stages, real text, a summary.
 

@@ -1,0 +1,112 @@
+"""What the commands of `penstock` take: arguments and options with their help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class StageName(StrEnum):
+    TOKENIZE = "tokenize"
+    ENCODE = "encode"
+    POSTPROCESS = "postprocess"
+    FUSED = "fused"
+
+
+class TaskName(StrEnum):
+    SENTENCE_EMBEDDING = "sentence-embedding"
+    TEXT_CLASSIFICATION = "text-classification"
+
+
+# Of several commands.
+EnsembleFile = Annotated[Path, typer.Argument(metavar="ENSEMBLE.yaml", help="The ensemble file.", show_default=False)]
+Bootstrap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="PENSTOCK_BOOTSTRAP_SERVERS",
+        help="Kafka's address, instead of the one in the file.",
+        show_default=False,
+    ),
+]
+Fused = Annotated[bool, typer.Option("--fused", help="All stages in one process, with no topics between them.")]
+
+Stage = Annotated[StageName, typer.Argument(metavar="STAGE", help="fused is all three in one process.")]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Of /metrics and /v2/health, instead of the file's; 0: any.",
+        show_default=False,
+    ),
+]
+BrokerTopics = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME:PARTITIONS", help="Make this topic at the start; may be repeated."),
+]
+BrokerHost = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Loopback only: this broker asks nobody for a password.")
+]
+Create = Annotated[bool, typer.Option("--create", help="Make the topics that are missing.")]
+LinesFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="Lines to send; - is standard input.", show_default=False)
+]
+Key = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Of every record: one key, one partition, one order.", show_default=False),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Stop after so many; without it when interrupted.", show_default=False),
+]
+DeadLetters = Annotated[bool, typer.Option("--dead-letters", help="Read the dead letters instead of the results.")]
+FromEnd = Annotated[bool, typer.Option("--from-end", help="Only what comes from now on.")]
+OptionalEnsembleFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="ENSEMBLE.yaml", help="The ensemble file.", show_default=False),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="DIR_OR_PACKAGE", help="One model instead of an ensemble file.", show_default=False),
+]
+Task = Annotated[
+    TaskName | None,
+    typer.Option(
+        metavar="TASK",
+        help="With --model: sentence-embedding or text-classification. Default: what the model is made for.",
+        show_default=False,
+    ),
+]
+DemoCount = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="How many texts. Default: 2,000, or all of --texts once.", show_default=False
+    ),
+]
+DemoTexts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A text a line, .gz or not, instead of the demo's.", show_default=False),
+]
+DemoEnsemble = Annotated[
+    Path | None,
+    typer.Option(metavar="ENSEMBLE.yaml", help="Another ensemble.", show_default=False),
+]
+DemoRate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001, metavar="N", help="Texts a second. Default: as fast as they are answered.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
