@@ -37,7 +37,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             answer = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BrokenPipeError:
             # What is still in the buffer goes nowhere, and without complaint.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +81,9 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> None:
 def _usage_line(err: Any) -> str:
     """What is wrong with the command line, and where the command is described."""
     command = err.ctx.command_path if err.ctx else "penstock"
-    return f"{' '.join(err.format_message().split())}; see: {command} --help"
+    # typer leaves in what pydantic begins the messages of other people's checks with.
+    message = " ".join(err.format_message().split()).replace("Value error, ", "").removesuffix(".")
+    return f"{message}; see: {command} --help"
 
 
 def _say(name: str, *lines: str) -> None:

@@ -1,0 +1,57 @@
+"""What the command says of itself: on 80 columns, for somebody who has never seen it."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+import pytest
+
+from tests.cli.conftest import Penstock, run_process
+
+COMMANDS = ["up", "run", "broker", "topics", "produce", "consume", "predict", "check", "demo"]
+
+
+def test_help_names_every_command_with_a_whole_sentence(penstock: Penstock) -> None:
+    found = penstock("--help")
+    assert found.code == 0
+    listed = found.out.partition("Commands:\n")[2].partition("\n\n")[0]
+    sentences = dict(line.split(maxsplit=1) for line in listed.splitlines())
+    assert list(sentences) == COMMANDS
+    assert all(sentence.endswith(".") and "..." not in sentence for sentence in sentences.values())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_fits_80_columns_and_explains_every_option(penstock: Penstock, command: str) -> None:
+    found = penstock(command, "--help")
+    assert (found.code, found.err) == (0, "")
+    lines = found.out.splitlines()
+    assert lines[0].startswith(f"Usage: penstock {command} ")
+    assert not re.search(r"[{}]", lines[0])
+    assert max(map(len, lines)) <= 80
+    options = re.findall(r"^  (-.*?)(?:  +(.*))?$\n?( {20,}\S.*)?", found.out, re.MULTILINE)
+    assert options
+    assert all(described or continued for _, described, continued in options), options
+
+
+def test_no_command_is_a_mistake_that_shows_the_help(penstock: Penstock) -> None:
+    found = penstock()
+    assert (found.code, found.out) == (2, "")
+    assert found.err == penstock("--help").out
+
+
+def test_version(penstock: Penstock) -> None:
+    assert penstock("--version").out == f"penstock {version('penstock')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_that_names_the_command(shell: str) -> None:
+    found = run_process(environ={"_PENSTOCK_COMPLETE": f"source_{shell}"})
+    assert found.code == 0
+    assert "_PENSTOCK_COMPLETE" in found.out
+    assert "penstock" in found.out
+
+
+def test_completion_of_a_word() -> None:
+    words = {"_PENSTOCK_COMPLETE": "complete_bash", "COMP_WORDS": "penstock pro", "COMP_CWORD": "1"}
+    assert run_process(environ=words).out.split() == ["produce"]

@@ -1,0 +1,189 @@
+"""What a person can mend is one line on stderr that says what, where and what to do; the exit code is 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import reach
+from pipeline.broker import BrokerProcess
+from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, WriteEnsemble, environment, run_process, start_process
+
+
+def one_line(found: Any) -> str:
+    """The line on stderr; nothing else was said."""
+    assert (found.code, found.out) == (2, ""), found
+    [line] = found.lines
+    assert line.startswith("penstock: ")
+    return str(line.removeprefix("penstock: "))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run"], "Missing argument 'STAGE'. Choose from: tokenize, encode, postprocess, fused; see: penstock run"),
+        (["run", "decode", "e.yaml"], "Invalid value for 'STAGE': 'decode' is not one of 'tokenize', 'encode', "),
+        (["up"], "Missing argument 'ENSEMBLE.yaml'; see: penstock up --help"),
+        (["up", "e.yaml", "--fuzed"], "No such option: --fuzed"),
+        (["fly"], "No such command 'fly'; see: penstock --help"),
+        (
+            ["consume", "e.yaml", "--count", "0"],
+            "Invalid value for '--count': Input should be greater than or equal to 1; see: ",
+        ),
+        (["consume", "e.yaml", "--count", "many"], "Invalid value for '--count': Input should be a valid integer"),
+        (
+            ["--log-level", "loud", "up", "e.yaml"],
+            "Invalid value for '--log-level' (env var: 'PENSTOCK_LOG_LEVEL'): 'loud' ",
+        ),
+        (["predict"], "predict: give either an ensemble file or --model DIR_OR_PACKAGE"),
+        (["predict", "e.yaml", "--model", "m"], "predict: give either an ensemble file or --model DIR_OR_PACKAGE"),
+        (["predict", "e.yaml", "--task", "sentence-embedding"], "predict: --task goes with --model; an ensemble file"),
+        (["predict", "--model", "no-such-model"], "model 'no-such-model': neither a folder ("),
+        (["broker", "--topic", "t"], "topic 't': write it as NAME:PARTITIONS, such as reviews.requests:4"),
+        (["broker", "--host", "0.0.0.0"], "the embedded broker listens on 127.0.0.1 only, not on 0.0.0.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line(penstock: Penstock, arguments: list[str], says: str) -> None:
+    assert one_line(penstock(*arguments)).startswith(says)
+
+
+FILE_COMMANDS = [
+    ["up", "FILE"],
+    ["run", "encode", "FILE"],
+    ["topics", "FILE"],
+    ["produce", "FILE"],
+    ["consume", "FILE"],
+    ["predict", "FILE"],
+    ["demo", "--ensemble", "FILE"],
+]
+
+
+@pytest.mark.parametrize("command", FILE_COMMANDS, ids=lambda command: command[0])
+def test_a_file_that_is_not_there_or_has_mistakes(penstock: Penstock, tmp_path: Path, command: list[str]) -> None:
+    path = tmp_path / "e.yaml"
+    arguments = [str(path) if argument == "FILE" else argument for argument in command]
+    assert one_line(penstock(*arguments)) == f"{path}: can't be read: No such file or directory"
+    path.write_text("name: [reviews\n")
+    assert one_line(penstock(*arguments)).startswith(f"{path}:2: is not YAML: expected ',' or ']'")
+    path.write_text("name: e\nmodels: [{name: m, source: s, pooling: men}]\nhttp: {prot: 1}\n")
+    found = penstock(*arguments)
+    assert (found.code, found.lines) == (
+        2,
+        [
+            f"penstock: {path}:2: models[0].pooling: 'men' is not allowed; allowed: mean, cls, null",
+            f"penstock: {path}:3: http.prot: no such option; did you mean port?",
+        ],
+    )
+
+
+def test_an_address_that_is_none(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    says = "'a b' is not allowed; allowed: host:port, several with commas between"
+    assert one_line(penstock("topics", ensemble(), "--bootstrap", "a b")) == f"--bootstrap: {says}"
+
+
+@pytest.mark.parametrize("command", ["topics", "produce", "consume", "up"])
+def test_a_broker_that_is_not_there(
+    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.6)
+    says = one_line(penstock(command, ensemble()))
+    assert re.match(
+        r"no broker answers at 127\.0\.0\.1:1 within 0\.6 s \(.*Connection refused.*\): start one, or ", says
+    )
+
+
+def test_a_broker_that_answers_nothing(
+    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.6)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert one_line(penstock("topics", ensemble(bootstrap=address))).startswith(f"no broker answers at {address}")
+
+
+def test_ctrl_c_while_a_broker_is_looked_for(ensemble: WriteEnsemble) -> None:
+    with start_process("consume", ensemble(), stderr=subprocess.PIPE) as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("command", ["produce", "consume"])
+def test_a_topic_that_is_not_there(
+    penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, command: str
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, name="nowhere")
+    topic = {"produce": "nowhere.requests", "consume": "nowhere.results"}[command]
+    says = one_line(penstock(command, file))
+    assert says == f"{topic}: no such topic at {kafka.bootstrap}; make it: penstock topics FILE --create"
+    assert penstock("topics", file).code == 1, "asking made none"
+
+
+@pytest.mark.broker
+def test_run_without_its_topics(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess) -> None:
+    found = penstock("run", "encode", ensemble(bootstrap=kafka.bootstrap, name="untopical"))
+    topics = ["requests", "tokens", "encodings", "results", "dead-letters"]
+    lines = [f"penstock: untopical.{topic}: doesn't exist" for topic in topics]
+    assert found.code == 2
+    assert found.lines == [*lines, "penstock: make what is missing with: penstock topics FILE --create"]
+
+
+def test_run_on_a_port_that_is_taken(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        says = one_line(penstock("run", "encode", ensemble(), "--http-port", str(port)))
+    assert says.startswith(f"http: can't listen on 127.0.0.1, port {port}: Address already in use; set http.host")
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("none.txt", "No such file or directory"), (".", "Is a directory"), ("a\0b", "embedded null byte")],
+    ids=["missing", "folder", "null"],
+)
+def test_lines_that_can_not_be_read(
+    penstock: Penstock, ensemble: WriteEnsemble, tmp_path: Path, name: str, why: str
+) -> None:
+    source = f"{tmp_path}/{name}"
+    # Told before a broker is looked for.
+    assert one_line(penstock("produce", ensemble(), source)) == f"{source}: {why}"
+
+
+def test_standard_input_that_is_closed(ensemble: WriteEnsemble) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *PENSTOCK, "produce", str(ensemble())]
+    closed = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))
+    assert (closed.returncode, closed.stderr) == (2, b"penstock: standard input is closed: send lines into it\n")
+
+
+def test_the_environment_counts_as_the_flag_does(ensemble: WriteEnsemble) -> None:
+    found = run_process("topics", ensemble(), environ={"PENSTOCK_BOOTSTRAP_SERVERS": "nowhere:x"})
+    assert found.lines[0].startswith("penstock: --bootstrap: 'nowhere:x' is not allowed")
+
+
+def test_a_bad_log_level_in_the_environment_is_told(ensemble: WriteEnsemble) -> None:
+    found = run_process("topics", ensemble(), environ={"PENSTOCK_LOG_LEVEL": "loud"})
+    assert found.code == 2
+    assert "'loud' is not one of" in found.lines[0]
+
+
+def test_a_full_disk_is_one_line(ensemble: WriteEnsemble) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [*PENSTOCK, "predict", ensemble()], input=b"a\n", stdout=full, stderr=subprocess.PIPE, timeout=WAIT_S
+        )
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[0] == b"penstock: [Errno 28] No space left on device"
