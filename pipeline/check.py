@@ -24,9 +24,9 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
 
     def read_file() -> str:
         found.append(load_ensemble(file, bootstrap=bootstrap, environ=os.environ))
-        return _counted(len(found[0].models), "model")
+        return f"{file}, {_counted(len(found[0].models), 'model')}"
 
-    if not _check(f"file {file}", read_file):
+    if not _check("file", read_file):
         return 2
     settings = found[0]
     loaded: list[Ensemble] = []

@@ -20,6 +20,8 @@ _DELIVERY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 # Lines that are read before Kafka's answers are looked at.
 _BLOCK_LINES = 1000
+# How the client begins what librdkafka says.
+_PRODUCE_FAILED = "Unable to produce message: "
 
 
 def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None) -> None:
@@ -42,7 +44,7 @@ def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None) -
             sending.finish()
         finally:
             # Also after Ctrl-C: what is sent is sent.
-            sys.stderr.write(f"{sending.delivered} requests sent to {topic}\n")
+            sys.stderr.write(f"penstock: {topic}: {sending.delivered} sent\n")
 
 
 class _Sending:
@@ -84,9 +86,9 @@ class _Sending:
             self._producer.flush(_POLL_S)
         self._raise_if_away()
         if len(self._producer):
-            raise WorkerFailure(f"{self._topic}: {len(self._producer)} requests not sent: no answer from the broker")
+            raise WorkerFailure(f"{self._topic}: {len(self._producer)} not sent: no answer from the broker")
         if self._failed:
-            raise WorkerFailure(f"{self._topic}: {self._failed} requests not sent, the first: {self._failure}")
+            raise WorkerFailure(f"{self._topic}: {self._failed} not sent, the first: {self._failure}")
 
     def _report(self, number: int, err: KafkaError | None, _message: Message) -> None:
         if err is None:
@@ -97,7 +99,7 @@ class _Sending:
 
     def _fail(self, number: int, err: KafkaError) -> None:
         self._failed += 1
-        self._failure = self._failure or f"line {number}: {err.str()}"
+        self._failure = self._failure or f"line {number}: {err.str().removeprefix(_PRODUCE_FAILED)}"
 
     def _raise_if_away(self) -> None:
         if self._away:

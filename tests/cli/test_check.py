@@ -1,0 +1,95 @@
+"""`penstock check`: a line for each check, and what each one says when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import reach
+from pipeline.broker import BrokerProcess
+from tests.cli.conftest import Penstock, WriteEnsemble
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.5)
+
+
+def states(out: str) -> list[tuple[str, str]]:
+    return [(line.split()[0], line.split()[1].rstrip(":")) for line in out.splitlines()]
+
+
+def test_all_is_well(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, small_model: Path) -> None:
+    models = [
+        {"name": "vector", "source": str(small_model), "task": "sentence-embedding"},
+        {"name": "verdict", "source": str(small_model)},
+    ]
+    file = ensemble(bootstrap=kafka.bootstrap, models=models, engine={"instances": 2})
+    penstock("topics", file, "--create")
+    found = penstock("check", file)
+    assert (found.code, found.err) == (0, "")
+    lines = found.out.splitlines()
+    assert lines[0] == f"ok      file: {file}, 2 models"
+    assert lines[1].startswith(f"ok      broker {kafka.bootstrap}: 1 broker, ")
+    assert lines[2] == "ok      topics: 5 of 2 partitions"
+    assert lines[3] == f"ok      tokenizer {small_model}: windows of 32 tokens, long texts: stride"
+    assert lines[4] == "ok      models vector, verdict: onnxruntime, 2 instances of 1 thread"
+    assert lines[5].startswith("ok      one text: 12 tokens; vector 24 floats, verdict ")
+
+
+def test_fused_stages_need_three_topics(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap)
+    penstock("topics", file, "--create", "--fused")
+    found = penstock("check", file, "--fused")
+    assert (found.code, found.out.splitlines()[2]) == (0, "ok      topics: 3 of 2 partitions")
+    found = penstock("check", file)
+    assert found.code == 2
+    name = file.read_text().partition('"name": "')[2].partition('"')[0]
+    assert found.out.splitlines()[2:5] == [
+        f"FAILED  topics: {name}.tokens: doesn't exist",
+        f"FAILED  topics: {name}.encodings: doesn't exist",
+        "FAILED  topics: make them: penstock topics FILE --create",
+    ]
+    assert states(found.out)[5:] == [("ok", "tokenizer"), ("ok", "models"), ("ok", "one")]
+
+
+def test_a_file_with_mistakes_ends_the_checks(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    file = ensemble(engine={"kind": "abacus"}, http={"prot": 1})
+    found = penstock("check", file)
+    assert found.code == 2
+    assert found.out.splitlines() == [
+        f"FAILED  file: {file}:1: engine.kind: 'abacus' is not allowed; allowed: onnxruntime, openvino, numpy",
+        f"FAILED  file: {file}:1: http.prot: no such option; did you mean port?",
+    ]
+
+
+def test_no_broker(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    found = penstock("check", ensemble())
+    assert found.code == 2
+    assert states(found.out) == [
+        ("ok", "file"),
+        ("FAILED", "broker"),
+        ("ok", "tokenizer"),
+        ("ok", "models"),
+        ("ok", "one"),
+    ]
+
+
+def test_no_model(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, models=[{"name": "m", "source": "no-such-model"}])
+    penstock("topics", file, "--create")
+    found = penstock("check", file)
+    assert found.code == 2
+    assert states(found.out)[2:] == [("ok", "topics"), ("FAILED", "tokenizer"), ("FAILED", "models")]
+    assert "neither a folder" in found.out.splitlines()[3]
+
+
+def test_a_tokenizer_that_does_not_fit(penstock: Penstock, ensemble: WriteEnsemble, tmp_path: Path) -> None:
+    found = penstock("check", ensemble(tokenizer={"stride": 30}))
+    assert found.code == 2
+    line = next(line for line in found.out.splitlines() if " tokenizer " in line)
+    assert line.startswith("FAILED")
+    assert "tokenizer.stride: 30 leaves no room in windows of 32 tokens" in line
