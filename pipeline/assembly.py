@@ -28,11 +28,12 @@ from stages.tokenize import TextTokenizer, TokenizeStage
 def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
     """The tokenizer with its policy for long texts. Raises UserError."""
     with _translated_errors():
+        window = max_length(settings)
         tokenizer = TextTokenizer(
             find_checkpoint(settings.tokenizer_source, relative_to=None),
-            max_length=max_length(settings),
+            max_length=window,
             long_texts=settings.tokenizer.long_texts,
-            stride=settings.tokenizer.stride,
+            stride=settings.tokenizer.stride_in(window),
         )
     return TokenizeStage(
         tokenizer,

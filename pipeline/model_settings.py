@@ -16,6 +16,7 @@ Task = Literal["sentence-embedding", "text-classification"]
 
 # [CLS] and [SEP], or what a model has in their place. The tokenizer checks its own number when it is loaded.
 _SPECIAL_TOKENS = 2
+_DEFAULT_STRIDE = 32
 
 
 def _source(source: str, info: ValidationInfo) -> str:
@@ -47,19 +48,24 @@ class TokenizerSettings(Section):
     """A text of more than `max_length` tokens: `stride` reads it in overlapping windows and joins their outputs,
     `truncate` reads the first window and says so in the result, `reject` makes it a dead letter."""
 
-    stride: int = Field(default=32, ge=0, le=32_768)
+    stride: int | None = Field(default=None, ge=0, le=32_768)
     """Tokens that neighbouring windows share (transformers' meaning of stride): context for what would otherwise
-    be cut in two, computed twice. Without effect unless `long_texts` is `stride`."""
+    be cut in two, computed twice. Default: 32, and a quarter of windows that are under 128. Without effect unless
+    `long_texts` is `stride`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         wrong = Contradictions()
         most = (self.max_length or 1 << 20) - _SPECIAL_TOKENS - 1
-        if self.long_texts == "stride" and self.stride > most:
+        if self.long_texts == "stride" and self.stride is not None and self.stride > most:
             what = f"{self.stride} leaves no new token in a window of {self.max_length} (max_length)"
             wrong.add("stride", message=f"{what}; allowed: at most {most}")
         wrong.raise_if_any()
         return self
+
+    def stride_in(self, window: int) -> int:
+        """`stride` for windows of so many tokens."""
+        return min(_DEFAULT_STRIDE, window // 4) if self.stride is None else self.stride
 
 
 class ModelSettings(Section):

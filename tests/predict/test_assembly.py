@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.errors import UserError
-from pipeline.settings import EnsembleSettings
+from pipeline.model_settings import TokenizerSettings
+from pipeline.settings import EnsembleSettings, settings_for_model
 
 
 def settings_of(*models: dict[str, Any], **more: Any) -> EnsembleSettings:
@@ -83,6 +84,15 @@ def test_a_window_has_what_the_models_read_at_most(folder: Path) -> None:
     (folder / "modules.json").write_text("[]")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     assert max_length(settings_of(model)) == 16
+
+
+@pytest.mark.parametrize(("stride", "window", "found"), [(None, 256, 32), (None, 32, 8), (0, 32, 0), (9, 32, 9)])
+def test_windows_share_32_tokens_or_a_quarter(stride: int | None, window: int, found: int) -> None:
+    assert TokenizerSettings(stride=stride).stride_in(window) == found
+
+
+def test_a_model_of_small_windows_needs_no_settings(folder: Path) -> None:
+    open_tokenize_stage(settings_for_model(str(folder)))
 
 
 @pytest.mark.parametrize(
