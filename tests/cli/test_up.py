@@ -154,6 +154,7 @@ def test_one_stage_alone_drains_on_sigterm(
         assert process.wait(WAIT_S) == 0
     before = dict(traffic.answered)
     # What it had read is answered and committed: another goes on where it ended.
+    traffic.send(1)  # answered only once it is at work: before that, Ctrl-C ends what is loading with 130
     with running("run", "fused", file, log=tmp_path / "log") as process:
         traffic.read(traffic.all_answered)
         process.send_signal(signal.SIGINT)
