@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.dead_letters import DeadLetters
@@ -31,6 +31,12 @@ def record(offset: int, value: bytes | None, *, topic: str = "reviews.requests")
     return InputRecord(Source(topic, LINE.partition, offset), b"key%d" % offset, value, headers)
 
 
+def size_of(each: InputRecord) -> int:
+    """Everything of a record that travels along in a pack."""
+    own = len(each.key or b"") + sum(len(name) + len(value or b"") for name, value in each.headers)
+    return own + len(each.value or b"")
+
+
 def requests(*sizes: int) -> list[InputRecord]:
     return [record(offset, b"x" * size) for offset, size in enumerate(sizes)]
 
@@ -42,6 +48,7 @@ def groups(units: Sequence[Unit]) -> list[list[int]]:
 # Requests.
 
 
+@example(sizes=[None, MOST_BYTES], max_pack_size=2)
 @given(
     sizes=st.lists(
         st.none() | st.integers(0, 300) | st.integers(0, 400).map(lambda size: size * KIBIBYTE), max_size=20
@@ -55,11 +62,11 @@ def test_all_requests_are_in_one_unit_each_in_order_and_units_stay_small(
     units = list(RequestIntake(max_pack_size=max_pack_size)(LINE, iter(records), 5.0))
     assert [each for unit in units for each in unit.records] == records
     for unit, after in itertools.zip_longest(units, units[1:]):
-        size_bytes = sum(len(each.value or b"") for each in unit.records)
+        size_bytes = sum(map(size_of, unit.records))
         assert 1 <= len(unit.records) <= max_pack_size
         assert size_bytes <= MOST_BYTES or len(unit.records) == 1
         if after is not None:
-            next_bytes = len(after.records[0].value or b"")
+            next_bytes = size_of(after.records[0])
             assert len(unit.records) == max_pack_size or size_bytes + next_bytes > MOST_BYTES, "no smaller than need be"
         assert unit.line is LINE
         assert unit.read_ms == 5.0
