@@ -106,7 +106,7 @@ def _task_stage(model: ModelSettings) -> TaskStage:
     config = _config(model)
     if _task(model, config) == "sentence-embedding":
         _, normalize = _pooling(model, config)
-        return SentenceEmbedding(normalize=normalize)
+        return SentenceEmbedding(width=int(config.config.hidden_size), normalize=normalize)
     if model.head is not None:
         return TextClassification(load_head(model.head).labels, top_k=model.top_k)
     return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))

@@ -92,7 +92,11 @@ Task = Annotated[
 DemoCount = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="How many texts. Default: 2,000, or all of --texts once.", show_default=False
+        min=1,
+        max=10**9,
+        metavar="N",
+        help="How many texts. Default: 2,000, or all of --texts once.",
+        show_default=False,
     ),
 ]
 DemoTexts = Annotated[
@@ -106,7 +110,11 @@ DemoEnsemble = Annotated[
 DemoRate = Annotated[
     float | None,
     typer.Option(
-        min=0.001, metavar="N", help="Texts a second. Default: as fast as they are answered.", show_default=False
+        min=0.001,
+        max=1e6,
+        metavar="N",
+        help="Texts a second. Default: as fast as they are answered.",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

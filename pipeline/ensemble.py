@@ -21,7 +21,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import EngineError
 from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
+from pipeline.errors import WorkerFailure
 from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
 from schemas.errors import BadRecord
 from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
@@ -151,7 +153,10 @@ class Ensemble:
         return progress.encodings()
 
     def _encode_windows(self, windows: list[NDArray[np.int32]]) -> Encoded:
-        return self._encode(windows, self._encode.pack(windows))
+        try:
+            return self._encode(windows, self._encode.pack(windows))
+        except EngineError as err:  # not one text's fault: the engine can't compute anything
+            raise WorkerFailure(f"the engine can't compute: {err}") from err
 
 
 def _value(text: str, format: RequestFormat) -> bytes:

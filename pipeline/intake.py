@@ -57,13 +57,15 @@ class TokenPackIntake:
         for record in records:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
-                unit.tokens = decode_token_pack(record.value)
-                _require_partition(unit.tokens, record)
-                unit.texts = len(unit.tokens.texts)
-                unit.tokens_in_flight = int(unit.tokens.chunk_lengths().sum())
+                pack = decode_token_pack(record.value)
+                _require_partition(pack, record)
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
                 self._metrics.dead_letters([err.reason])
+            else:
+                unit.tokens = pack
+                unit.texts = len(pack.texts)
+                unit.tokens_in_flight = int(pack.chunk_lengths().sum())
             yield unit
 
 
@@ -78,13 +80,15 @@ class EncodingPackIntake:
         for record in records:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
-                unit.encodings = decode_encoding_pack(record.value)
-                _require_partition(unit.encodings, record)
-                unit.texts = len(unit.encodings.texts)
-                unit.tokens_in_flight = int(unit.encodings.chunk_lengths().sum())
+                pack = decode_encoding_pack(record.value)
+                _require_partition(pack, record)
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
                 self._metrics.dead_letters([err.reason])
+            else:
+                unit.encodings = pack
+                unit.texts = len(pack.texts)
+                unit.tokens_in_flight = int(pack.chunk_lengths().sum())
             yield unit
 
 

@@ -30,6 +30,14 @@ _REFUSED_KAFKA_SETTINGS: dict[str, str] = {
     "bootstrap.servers": "one address serves every client: set it in kafka",
     "logger": "Penstock logs librdkafka's lines itself",
 }
+# What "nothing is lost, order is kept" rests on: a report of delivery must mean that all replicas have it.
+_ALL: frozenset[KafkaValue] = frozenset({"all", "-1", -1})
+_DELIVERY: dict[str, tuple[frozenset[KafkaValue], str]] = {
+    "acks": (_ALL, "all"),
+    "request.required.acks": (_ALL, "all"),
+    "enable.idempotence": (frozenset({True, "true"}), "true"),
+}
+_JUDGED_HERE = _REFUSED_KAFKA_SETTINGS.keys() | _DELIVERY.keys()
 _SECRET = re.compile(r"password|passphrase|secret|token|jaas|private|key\.pem|oauthbearer\.config", re.IGNORECASE)
 
 
@@ -94,9 +102,15 @@ class KafkaSettings(Section, extra="allow"):
         places: dict[tuple[str, ...], KafkaValue] = {(name,): value for name, value in self.__pydantic_extra__.items()}
         places |= {("consumer", name): value for name, value in self.consumer.items()}
         places |= {("producer", name): value for name, value in self.producer.items()}
-        for place in places:
+        for place, value in places.items():
             if place[-1] in _REFUSED_KAFKA_SETTINGS:
                 wrong.add(*place, message=f"can't be set: {_REFUSED_KAFKA_SETTINGS[place[-1]]}")
+            elif place[-1] in _DELIVERY and value not in _DELIVERY[place[-1]][0]:
+                wrong.add(
+                    *place,
+                    message=f"{shown(value)} is not allowed: delivery would no longer be at least once and "
+                    f"in order; allowed: {_DELIVERY[place[-1]][1]}",
+                )
         for place, message in _librdkafka_refusals(places):
             wrong.add(*place, message=f"librdkafka refuses it: {message}")
         wrong.raise_if_any()
@@ -110,7 +124,7 @@ def _librdkafka_refusals(places: Mapping[tuple[str, ...], KafkaValue]) -> Iterat
     """
     refused = False
     for place, value in places.items():
-        if place[-1] in _REFUSED_KAFKA_SETTINGS:
+        if place[-1] in _JUDGED_HERE:
             continue
         message = _refusal("producer" if place[0] == "producer" else "consumer", {place[-1]: value})
         # That a client can't be created may be due to what else is set.
@@ -119,7 +133,7 @@ def _librdkafka_refusals(places: Mapping[tuple[str, ...], KafkaValue]) -> Iterat
             yield place, message
     for client in () if refused else ("consumer", "producer"):
         relevant = {place: value for place, value in places.items() if len(place) == 1 or place[0] == client}
-        settings = {p[-1]: value for p, value in relevant.items() if p[-1] not in _REFUSED_KAFKA_SETTINGS}
+        settings = {p[-1]: value for p, value in relevant.items() if p[-1] not in _JUDGED_HERE}
         if settings and (message := _refusal(client, settings)):
             yield (client,) if any(len(place) == 2 for place in relevant) else (), message
 

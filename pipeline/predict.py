@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 
 from pipeline.ensemble import BLOCK_TEXTS, Ensemble
-from pipeline.lines_of_text import line_blocks, opened_lines, request_of
+from pipeline.lines_of_text import line_blocks, opened_lines, request_of, standard_output
 from schemas.records import InputRecord, Source
 
 
 def predict_lines(file: Path | None, model: str | None, task: str | None) -> None:
     """Answer standard input line by line; what is there is answered before more is waited for."""
+    output = standard_output()
     with (
         opened_lines("-") as descriptor,
         Ensemble.load(file) if file is not None else Ensemble.of_model(str(model), task) as ensemble,
@@ -27,5 +27,5 @@ def predict_lines(file: Path | None, model: str | None, task: str | None) -> Non
             ]
             number += len(block)
             for answer in ensemble.answer(records):
-                sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
-            sys.stdout.buffer.flush()
+                output.write(encoder.encode(answer) + b"\n")
+            output.flush()

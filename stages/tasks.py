@@ -31,12 +31,15 @@ class Task(Protocol):
 
 
 class SentenceEmbedding:
-    """The pooled vector: a list of W floats."""
+    """The pooled vector: a list of `width` floats."""
 
-    def __init__(self, *, normalize: bool) -> None:
+    def __init__(self, *, width: int, normalize: bool) -> None:
+        self._width = width
         self._normalize = normalize
 
     def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
+        if rows.shape[1] != self._width:
+            raise BadRecord(Reason.BAD_PACK, f"a vector of {rows.shape[1]} numbers, the model's has {self._width}")
         if self._normalize:
             rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)
         vectors: list[list[float]] = rows.round(_EMBEDDING_DECIMALS).tolist()

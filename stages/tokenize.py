@@ -187,9 +187,16 @@ def _load(folder: Path) -> PreTrainedTokenizerFast:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as err:
-        first_line = str(err).strip().splitlines()[0]
-        raise TokenizerError(f"tokenizer.source: no tokenizer can be loaded from {folder}: {first_line}") from err
+    except Exception as err:  # what a broken file raises is anything, `Exception` itself included
+        first_line = (str(err).strip().splitlines() or [""])[0]
+        raise TokenizerError(
+            f"tokenizer.source: no tokenizer can be loaded from {folder}: {type(err).__name__}: {first_line}"
+        ) from err
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"tokenizer.source: {folder} has no tokenizer.json (a fast tokenizer)")
+    # Of a folder without a tokenizer's files transformers makes one that knows its special tokens and no word.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise TokenizerError(
+            f"tokenizer.source: {folder} has no vocabulary: fetch the model's tokenizer.json (or vocab.txt) into it"
+        )
     return tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -203,3 +204,10 @@ def test_a_pack_of_the_other_stage_is_a_bad_one(reader: PackReader) -> None:
     [unit] = reader.read(other.value(pack([5])))
     assert len(unit.outputs) == 1
     assert reader.dead_letters_counted("bad_pack") == 1
+
+
+def test_a_pack_of_another_partition_is_a_dead_letter_and_nothing_else(reader: PackReader) -> None:
+    [unit] = reader.read(reader.value(msgspec.structs.replace(pack([5]), partition=LINE.partition + 1)))
+    assert (unit.tokens, unit.encodings) == (None, None), "refused work is not done as well"
+    [letter] = unit.outputs
+    assert dict(letter.headers[2:])["__dlq.errors.reason"] == b"bad_pack"

@@ -304,8 +304,14 @@ def test_a_mistake_is_one_line(tmp_path, place, value, line):
         (
             "producer/acks",
             1,
-            "kafka.producer: librdkafka refuses it: Failed to create producer: `acks` must be set to `all` when "
-            "`enable.idempotence` is true",
+            "kafka.producer.acks: 1 is not allowed: delivery would no longer be at least once and in order; "
+            "allowed: all",
+        ),
+        (
+            "enable.idempotence",
+            False,
+            "kafka.enable.idempotence: false is not allowed: delivery would no longer be at least once and in order; "
+            "allowed: true",
         ),
         ("error_cb", "x", "kafka.error_cb: librdkafka refuses it: expected error_cb property as a callable function"),
     ],

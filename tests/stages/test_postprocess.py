@@ -17,7 +17,7 @@ from stages.postprocess import PostprocessStage
 from stages.tasks import SentenceEmbedding, Task, TextClassification
 
 TASKS: Mapping[str, Task] = {
-    "vector": SentenceEmbedding(normalize=True),
+    "vector": SentenceEmbedding(width=2, normalize=True),
     "verdict": TextClassification(("BAD", "GOOD"), top_k=None),
 }
 
@@ -64,7 +64,7 @@ def test_results_come_in_the_order_of_the_texts_each_with_its_own_windows() -> N
     lengths = [2] * sum(chunks)
     vectors = floats(*([1, float(row)] for row in range(sum(chunks))))
     pack = pack_of([text(offset, *[2] * count) for offset, count in enumerate(chunks)], lengths, raw=vectors)
-    results = PostprocessStage({"raw": SentenceEmbedding(normalize=False)})(pack)
+    results = PostprocessStage({"raw": SentenceEmbedding(width=2, normalize=False)})(pack)
     assert [result.id for result in results] == ["id0", "id1", "id2", "id3"]
     assert [result.outputs["raw"] for result in results] == [[1, 0], [1, 2], [1, 4], [1, 5.5]]
 

@@ -103,7 +103,7 @@ def test_logits_of_another_head_are_refused(width: int) -> None:
 @given(row=arrays(np.float32, (384,), elements=st.floats(-1, 1, width=32)))
 def test_an_embedding_in_json_is_off_by_less_than_1e_8(row: NDArray[np.float32]) -> None:
     wide = row.astype(np.float64)
-    [output] = SentenceEmbedding(normalize=False)(wide[None, :])
+    [output] = SentenceEmbedding(width=len(wide), normalize=False)(wide[None, :])
     read = np.array(json.loads(msgspec.json.encode(output)))
     assert read.shape == (384,)
     assert np.abs(read - wide).max() < 1e-8
@@ -111,24 +111,24 @@ def test_an_embedding_in_json_is_off_by_less_than_1e_8(row: NDArray[np.float32])
 
 def test_an_embedding_in_json_is_half_as_long_as_float64_would_be() -> None:
     vector = np.random.default_rng(1).normal(size=(1, 384))
-    [output] = SentenceEmbedding(normalize=True)(vector)
+    [output] = SentenceEmbedding(width=vector.shape[1], normalize=True)(vector)
     assert len(msgspec.json.encode(output)) < 384 * 13
 
 
 @given(rows=arrays(np.float64, (3, 8), elements=st.floats(-1e6, 1e6)))
 def test_a_normalised_vector_has_length_one_and_its_own_direction(rows: NDArray[np.float64]) -> None:
-    for row, output in zip(rows, SentenceEmbedding(normalize=True)(rows), strict=True):
+    for row, output in zip(rows, SentenceEmbedding(width=rows.shape[1], normalize=True)(rows), strict=True):
         length = np.linalg.norm(row)
         if length > 1e-9:
             np.testing.assert_allclose(np.array(output), row / length, atol=1e-8)
 
 
 def test_a_vector_of_zeros_stays_one_instead_of_becoming_nan() -> None:
-    assert SentenceEmbedding(normalize=True)(np.zeros((1, 3))) == [[0.0, 0.0, 0.0]]
+    assert SentenceEmbedding(width=3, normalize=True)(np.zeros((1, 3))) == [[0.0, 0.0, 0.0]]
 
 
 def test_without_normalize_the_vector_is_left_as_long_as_it_is() -> None:
-    assert SentenceEmbedding(normalize=False)(np.array([[3.0, 4.0]])) == [[3.0, 4.0]]
+    assert SentenceEmbedding(width=2, normalize=False)(np.array([[3.0, 4.0]])) == [[3.0, 4.0]]
 
 
 # Windows.
@@ -167,7 +167,7 @@ def test_a_joined_vector_is_normalised_again() -> None:
     rows = np.array([[1, 0], [0, 1]], np.float32)
     joined = join_windows(rows, np.array([30, 10], np.int32), [2])
     assert joined.tolist() == [[0.75, 0.25]]
-    [vector] = SentenceEmbedding(normalize=True)(joined)
+    [vector] = SentenceEmbedding(width=joined.shape[1], normalize=True)(joined)
     assert np.linalg.norm(np.array(vector)) == pytest.approx(1)
     assert vector == pytest.approx([0.9486833, 0.31622777])
 
@@ -179,3 +179,9 @@ def test_logits_are_joined_before_the_softmax() -> None:
     best, _ = labels_of(joined[0], ("A", "B"))
     assert best.label == "A"
     assert best.score == pytest.approx(1 / (1 + np.exp(-1.5)))
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_vector_of_another_width_is_another_models(width: int) -> None:
+    with pytest.raises(BadRecord, match=f"a vector of {width} numbers, the model's has 3"):
+        SentenceEmbedding(width=3, normalize=False)(np.ones((1, width)))
