@@ -61,8 +61,7 @@ def line_blocks(descriptor: int, *, max_lines: int) -> Iterator[list[bytes]]:
     lines: list[bytes] = []
     begun: list[bytes] = []  # pieces of the line whose end has not come yet
     begun_bytes = 0
-    # What some editors begin a file of UTF-8 with is none of its text.
-    chunk = _read(descriptor).removeprefix(_UTF8_MARK)
+    chunk = _read_start(descriptor)
     while chunk:
         head, *tail = chunk.split(b"\n")
         begun.append(head)
@@ -100,6 +99,17 @@ def _line(pieces: list[bytes]) -> bytes:
 def _ready(descriptor: int) -> bool:
     readable, _, _ = select.select([descriptor], [], [], 0)
     return bool(readable)
+
+
+def _read_start(descriptor: int) -> bytes:
+    """What is there first, without what some programs begin UTF-8 with: it is none of the text.
+
+    It may come in a read of its own, as from PowerShell, or in pieces.
+    """
+    start = b""
+    while _UTF8_MARK.startswith(start) and (more := _read(descriptor)):
+        start += more
+    return start.removeprefix(_UTF8_MARK)
 
 
 def _read(descriptor: int) -> bytes:
