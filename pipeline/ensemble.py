@@ -75,7 +75,7 @@ class Ensemble:
     def predict(self, texts: Iterable[str]) -> Iterator[Result | Refused]:
         """One entry a text, in order: its result, or why there is none.
 
-        Reads `texts`, which may be endless, 512 ahead of its answers.
+        Reads `texts`, which may be endless, 512 ahead of its answers. Raises TypeError where one is no string.
         """
         if isinstance(texts, str):
             raise TypeError("predict takes texts, such as a list of them, and not one text")
@@ -160,8 +160,11 @@ class Ensemble:
 
 
 def _value(text: str, format: RequestFormat) -> bytes:
+    if not isinstance(text, str):  # bytes would become base64, and be answered as that
+        raise TypeError(f"predict takes texts, and one is of type {type(text).__name__}")
     try:
-        return msgspec.json.encode({"text": text}) if format == "json" else text.encode()
+        # str(): msgspec does not know what is derived from it, NumPy's strings for instance.
+        return msgspec.json.encode({"text": str(text)}) if format == "json" else text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: no UTF-8, which is then told as of any other record
         return text.encode(errors="surrogatepass")
 
