@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, reach
 from pipeline.broker import BrokerProcess, start_broker_process
 
 # Longer than anything here takes; a test that waits for so long has failed.
@@ -64,6 +65,13 @@ def penstock(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def broker_looked_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that isn't there is given up after 0.3 s."""
+    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.3)
+    monkeypatch.setattr(reach, "_LOOK_S", 0.1)
+
+
 def run_process(*arguments: str | Path, lines: bytes = b"", environ: dict[str, str] | None = None) -> Outcome:
     """Runs the command as a process, `lines` on its standard input."""
     done = subprocess.run(
@@ -72,9 +80,20 @@ def run_process(*arguments: str | Path, lines: bytes = b"", environ: dict[str, s
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+class Started(subprocess.Popen[bytes]):
+    """A process that does not outlive a test that fails: waiting for its end might be for ever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 def start_process(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """Starts the command; whoever does so ends it."""
-    return subprocess.Popen([*PENSTOCK, *map(str, arguments)], env=environment(None), **options)
+    return Started([*PENSTOCK, *map(str, arguments)], env=environment(None), **options)
 
 
 def environment(more: dict[str, str] | None) -> dict[str, str]:

@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import reach
 from pipeline.broker import BrokerProcess
 from tests.cli.conftest import Penstock, WriteEnsemble
 
 pytestmark = pytest.mark.broker
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.5)
 
 
 def states(out: str) -> list[tuple[str, str]]:
@@ -66,6 +60,7 @@ def test_a_file_with_mistakes_ends_the_checks(penstock: Penstock, ensemble: Writ
     ]
 
 
+@pytest.mark.usefixtures("broker_looked_for_briefly")
 def test_no_broker(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     found = penstock("check", ensemble())
     assert found.code == 2
@@ -87,6 +82,7 @@ def test_no_model(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProc
     assert "neither a folder" in found.out.splitlines()[3]
 
 
+@pytest.mark.usefixtures("broker_looked_for_briefly")
 def test_a_tokenizer_that_does_not_fit(penstock: Penstock, ensemble: WriteEnsemble, tmp_path: Path) -> None:
     found = penstock("check", ensemble(tokenizer={"stride": 30}))
     assert found.code == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from importlib.metadata import version
 
 import pytest
 
-from tests.cli.conftest import Penstock, run_process
+from pipeline import cli
+from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, environment, run_process
 
 COMMANDS = ["up", "run", "broker", "topics", "produce", "consume", "predict", "check", "demo"]
 
@@ -34,6 +36,12 @@ def test_help_of_a_command_fits_80_columns_and_explains_every_option(penstock: P
     assert all(described or continued for _, described, continued in options), options
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_says_all_that_its_docstring_does(penstock: Penstock, command: str) -> None:
+    docstring = getattr(cli, command).__doc__.replace("\b", "")
+    assert " ".join(docstring.split()) in " ".join(penstock(command, "--help").out.split())
+
+
 def test_no_command_is_a_mistake_that_shows_the_help(penstock: Penstock) -> None:
     found = penstock()
     assert (found.code, found.out) == (2, "")
@@ -44,6 +52,7 @@ def test_version(penstock: Penstock) -> None:
     assert penstock("--version").out == f"penstock {version('penstock')}\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_a_script_that_names_the_command(shell: str) -> None:
     found = run_process(environ={"_PENSTOCK_COMPLETE": f"source_{shell}"})
@@ -52,6 +61,21 @@ def test_completion_is_a_script_that_names_the_command(shell: str) -> None:
     assert "penstock" in found.out
 
 
+@pytest.mark.processes
+def test_show_completion_prints_what_bash_can_run() -> None:
+    # The shell that asks is found out by its process; `:` keeps bash from leaving its place to the command.
+    script = '"$@" --show-completion; :'
+    shown = subprocess.run(
+        ["bash", "-c", script, "bash", *PENSTOCK], capture_output=True, timeout=WAIT_S, env=environment(None)
+    )
+    assert shown.stderr == b""
+    script = shown.stdout.decode() + "\ncomplete -p penstock\n"
+    registered = subprocess.run(["bash", "-c", script], capture_output=True, timeout=WAIT_S)
+    assert (registered.returncode, registered.stderr) == (0, b"")
+    assert registered.stdout.startswith(b"complete ")
+
+
+@pytest.mark.processes
 def test_completion_of_a_word() -> None:
     words = {"_PENSTOCK_COMPLETE": "complete_bash", "COMP_WORDS": "penstock pro", "COMP_CWORD": "1"}
     assert run_process(environ=words).out.split() == ["produce"]

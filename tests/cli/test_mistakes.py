@@ -7,13 +7,11 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import reach
 from pipeline.broker import BrokerProcess
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, WriteEnsemble, environment, run_process, start_process
 
@@ -90,29 +88,32 @@ def test_an_address_that_is_none(penstock: Penstock, ensemble: WriteEnsemble) ->
     assert one_line(penstock("topics", ensemble(), "--bootstrap", "a b")) == f"--bootstrap: {says}"
 
 
+@pytest.mark.usefixtures("broker_looked_for_briefly")
 @pytest.mark.parametrize("command", ["topics", "produce", "consume", "up"])
-def test_a_broker_that_is_not_there(
-    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.6)
+def test_a_broker_that_is_not_there(penstock: Penstock, ensemble: WriteEnsemble, command: str) -> None:
     says = one_line(penstock(command, ensemble()))
     assert re.match(
-        r"no broker answers at 127\.0\.0\.1:1 within 0\.6 s \(.*Connection refused.*\): start one, or ", says
+        r"no broker answers at 127\.0\.0\.1:1 within 0\.3 s \(.*Connection refused.*\): start one, or ", says
     )
 
 
-def test_a_broker_that_answers_nothing(
-    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 0.6)
+@pytest.mark.usefixtures("broker_looked_for_briefly")
+def test_a_broker_that_answers_nothing(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert one_line(penstock("topics", ensemble(bootstrap=address))).startswith(f"no broker answers at {address}")
 
 
+@pytest.mark.processes
 def test_ctrl_c_while_a_broker_is_looked_for(ensemble: WriteEnsemble) -> None:
-    with start_process("consume", ensemble(), stderr=subprocess.PIPE) as process:
-        time.sleep(1.5)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        start_process(
+            "consume", ensemble(bootstrap=f"127.0.0.1:{silent.getsockname()[1]}"), stderr=subprocess.PIPE
+        ) as process,
+    ):
+        silent.settimeout(WAIT_S)
+        silent.accept()
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_S) == 130
         assert process.stderr is not None
@@ -161,23 +162,27 @@ def test_lines_that_can_not_be_read(
     assert one_line(penstock("produce", ensemble(), source)) == f"{source}: {why}"
 
 
+@pytest.mark.processes
 def test_standard_input_that_is_closed(ensemble: WriteEnsemble) -> None:
     command = ["sh", "-c", 'exec "$@" <&-', "sh", *PENSTOCK, "produce", str(ensemble())]
     closed = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))
     assert (closed.returncode, closed.stderr) == (2, b"penstock: standard input is closed: send lines into it\n")
 
 
+@pytest.mark.processes
 def test_the_environment_counts_as_the_flag_does(ensemble: WriteEnsemble) -> None:
     found = run_process("topics", ensemble(), environ={"PENSTOCK_BOOTSTRAP_SERVERS": "nowhere:x"})
     assert found.lines[0].startswith("penstock: --bootstrap: 'nowhere:x' is not allowed")
 
 
+@pytest.mark.processes
 def test_a_bad_log_level_in_the_environment_is_told(ensemble: WriteEnsemble) -> None:
     found = run_process("topics", ensemble(), environ={"PENSTOCK_LOG_LEVEL": "loud"})
     assert found.code == 2
     assert "'loud' is not one of" in found.lines[0]
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_one_line(ensemble: WriteEnsemble) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")

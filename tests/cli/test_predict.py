@@ -16,6 +16,8 @@ import pytest
 
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, WriteEnsemble, environment, run_process, start_process
 
+pytestmark = pytest.mark.processes
+
 
 def read_lines(pipe: IO[bytes], count: int) -> list[dict[str, Any]]:
     """As many lines as are wanted, and none that wasn't."""
@@ -79,8 +81,8 @@ def test_lines_of_an_ensemble_whose_requests_are_text(ensemble: WriteEnsemble) -
     assert broken["reason"] == "not_utf8"
 
 
-def test_nothing_in_is_nothing_out(ensemble: WriteEnsemble) -> None:
-    found = run_process("predict", ensemble())
+def test_nothing_in_is_nothing_out(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    found = penstock("predict", ensemble())
     assert (found.code, found.out, found.err) == (0, "", "")
 
 
@@ -108,6 +110,20 @@ def test_a_line_is_answered_before_the_next_is_typed(typing: subprocess.Popen[by
     [last] = read_lines(typing.stdout, 1)
     assert (last["source"]["offset"], last["tokens"]) == (4, 5)
     assert typing.wait(WAIT_S) == 0
+
+
+def test_on_a_terminal_it_says_what_to_type_and_ctrl_d_ends_it(ensemble: WriteEnsemble) -> None:
+    keyboard, terminal = os.openpty()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start_process("predict", ensemble(), stdin=terminal, **pipes) as process:
+        os.close(terminal)
+        os.write(keyboard, b"one\n")
+        assert process.stdout is not None
+        assert [answer["tokens"] for answer in read_lines(process.stdout, 1)] == [3]
+        os.write(keyboard, b"\x04")
+        _, err = process.communicate(timeout=WAIT_S)
+    os.close(keyboard)
+    assert (process.returncode, err) == (0, b"penstock: a text a line; Ctrl-D ends\n")
 
 
 def test_ctrl_c_ends_it_with_130_and_without_a_word(typing: subprocess.Popen[bytes]) -> None:
