@@ -1,25 +1,24 @@
 """Finds a Hugging Face model folder and reads its config and weights, without PyTorch.
 
 A model is named by its folder or by an installed Python package that ships one. Its config is read without its
-weights, which are 4 bytes a parameter: only who computes with them loads them. They come from safetensors only: a
-pickled `pytorch_model.bin` would need PyTorch and could run code.
+weights, which are 4 bytes a parameter: only who computes with them loads them.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
 
 from engines.errors import CheckpointError
+from engines.json_files import read_json, read_object
+from engines.weights import read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -158,7 +157,7 @@ def load_weights(read: CheckpointConfig) -> Checkpoint:
         config=read.config,
         max_positions=read.max_positions,
         sentence=read.sentence,
-        weights=_load_weights(read.folder),
+        weights=read_weights(read.folder),
     )
 
 
@@ -171,32 +170,15 @@ def _model_folders(locations: Iterable[str]) -> Iterator[Path]:
     """Folders whose config.json is a model's: sentence-transformers keeps others of that name for its modules."""
     for location in locations:
         for path in Path(location).rglob("config.json"):
-            if "model_type" in _read_object(path):
+            if "model_type" in read_object(path):
                 yield path.parent
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _expect_object(path, _read_json(path))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{path}: can't be read as JSON ({err}): fetch the model again") from err
-
-
-def _expect_object(path: Path, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON object is wanted, not {type(value).__name__}: fetch the model again")
-    return value
 
 
 def _load_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json: name the folder that holds a model's config.json")
-    written = _read_object(path)
+    written = read_object(path)
     model_type = written.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise CheckpointError(
@@ -223,53 +205,11 @@ def _load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _load_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
-    weights: dict[str, NDArray[np.float32]] = {}
-    for path in _weight_files(folder):
-        try:
-            weights.update((_todays_name(name), tensor) for name, tensor in _read_safetensors(path))
-        except (OSError, SafetensorError) as err:
-            raise CheckpointError(f"{path}: not readable as safetensors ({err}): fetch the model again") from err
-    return weights
-
-
-def _todays_name(name: str) -> str:
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        shards = _expect_object(index, _read_object(index).get("weight_map"))
-        return [folder / name for name in sorted(set(shards.values()))]
-    if (folder / "pytorch_model.bin").is_file():
-        raise CheckpointError(
-            f"{folder}: only pytorch_model.bin, a pickle that needs PyTorch: save the model once with "
-            "save_pretrained(..., safe_serialization=True), or fetch its model.safetensors"
-        )
-    raise CheckpointError(f"{folder}: no model.safetensors: fetch the model's weights into this folder")
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    with safe_open(path, framework="numpy") as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        for name, kind in kinds.items():
-            if kind in ("F32", "F16", "F64"):
-                yield name, file.get_tensor(name).astype(np.float32, copy=False)
-    if "BF16" in kinds.values():  # NumPy has no bfloat16: it is the upper half of a float32
-        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
-            if tensor["dtype"] == "BF16":
-                upper = np.frombuffer(tensor["data"], dtype="<u2").astype(np.uint32)
-                yield name, (upper << 16).view(np.float32).reshape(tensor["shape"])
-
-
 def _sentence_settings(folder: Path) -> SentenceSettings | None:
     path = folder / "modules.json"
     if not path.is_file():
         return None
-    modules = _read_json(path)
+    modules = read_json(path)
     if not isinstance(modules, list):
         raise CheckpointError(f"{path}: a JSON list is wanted: fetch the model again")
     pooling: Pooling = "mean"
@@ -285,12 +225,12 @@ def _sentence_settings(folder: Path) -> SentenceSettings | None:
                 f"{path}: module {kind} is not supported: choose a model of Transformer, Pooling and Normalize"
             )
     limits = folder / "sentence_bert_config.json"
-    length = _read_object(limits).get("max_seq_length") if limits.is_file() else None
+    length = read_object(limits).get("max_seq_length") if limits.is_file() else None
     return SentenceSettings(pooling=pooling, normalize=normalize, max_seq_length=length)
 
 
 def _pooling(path: Path) -> Pooling:
-    written = _read_object(path)
+    written = read_object(path)
     mode = written.get("pooling_mode", [word for flag, word in _POOLING_FLAGS.items() if written.get(flag)])
     modes = [mode] if isinstance(mode, str) else list(mode)
     if modes == ["mean"]:

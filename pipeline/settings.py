@@ -23,8 +23,6 @@ from pipeline.model_settings import ModelSettings, TokenizerSettings
 from pipeline.names import MAX_NAME_CHARACTERS, Name, TopicName
 from schemas.requests import RequestFormat
 
-__all__ = ["STAGES", "EnsembleSettings", "SettingsError", "Stage", "load_ensemble", "settings_for_model"]
-
 Stage = Literal["tokenize", "encode", "postprocess"]
 
 STAGES: tuple[Stage, ...] = ("tokenize", "encode", "postprocess")

@@ -49,8 +49,8 @@ def test_weights_are_read_once_for_all_models_of_a_source(small_model: Path, mon
     read: list[Path] = []
     from engines import checkpoint
 
-    load = checkpoint._load_weights
-    monkeypatch.setattr(checkpoint, "_load_weights", lambda folder: read.append(folder) or load(folder))
+    load = checkpoint.read_weights
+    monkeypatch.setattr(checkpoint, "read_weights", lambda folder: read.append(folder) or load(folder))
     settings = settings_of(
         {"name": "vector", "source": str(small_model), "task": "sentence-embedding"},
         {"name": "verdict", "source": str(small_model)},
