@@ -78,12 +78,16 @@ def consumer(
 
 
 def reader(settings: KafkaSettings, *, client_id: str) -> Consumer:
-    """A consumer outside of any group's bookkeeping: partitions are assigned by hand, nothing is committed."""
+    """A consumer outside of any group's bookkeeping: partitions are assigned by hand, nothing is committed.
+
+    Where retention has taken its next record it goes on with the oldest that is left; librdkafka's default would be
+    the end, past all that is still there.
+    """
     config = (
         _EVERY_CLIENT
         | _CONSUMER_DEFAULTS
         | dict(settings)
-        | {"enable.auto.commit": False, "enable.auto.offset.store": False}
+        | {"enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "earliest"}
     )
     with _user_errors():
         return Consumer(config | {"group.id": client_id, "client.id": client_id, "logger": log})

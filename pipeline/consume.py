@@ -21,9 +21,7 @@ def consume_lines(settings: EnsembleSettings, *, count: int | None, dead_letters
     topic = settings.topic_names.dead_letters if dead_letters else settings.topic_names.results
     output = standard_output()
     partitions = existing_partitions(settings.kafka, topic)
-    # Where retention is faster than whoever reads this, go on with what is left, and not with what comes next.
-    config = settings.kafka.consumer_settings() | {"auto.offset.reset": "earliest"}
-    consumer = clients.reader(config, client_id="penstock-consume")
+    consumer = clients.reader(settings.kafka.consumer_settings(), client_id="penstock-consume")
     try:
         start = OFFSET_END if from_end else OFFSET_BEGINNING
         consumer.assign([TopicPartition(topic, partition, start) for partition in partitions])
