@@ -46,6 +46,41 @@ class Step(Protocol):
         ...
 
 
+class _UnitThread:
+    """A queue and the one thread that takes from it: whatever waits, `at_most` units at a time, handed to `work`."""
+
+    def __init__(
+        self, name: str, work: Callable[[Sequence[Unit]], None], *, at_most: int, on_failure: OnFailure
+    ) -> None:
+        self._work = work
+        self._at_most = at_most
+        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._threads = _start(name, 1, self._run, on_failure)
+
+    def submit(self, unit: Unit) -> None:
+        unit.queued_ms = now_ms()
+        self._queue.put(unit)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        _join(self._threads)
+
+    def _run(self) -> None:
+        while units := self._next():
+            self._work(units)
+
+    def _next(self) -> list[Unit]:
+        """At least one unit; none once the queue was closed and is empty. Nobody else takes from it."""
+        units: list[Unit] = []
+        while len(units) < self._at_most and (not units or not self._queue.empty()):
+            unit = self._queue.get()
+            if unit is None:
+                self._queue.put(None)  # for the next call, which ends the thread
+                break
+            units.append(unit)
+        return units
+
+
 class TokenizeStep:
     """Request records to token packs, as many units in a call of the tokenizer as are waiting."""
 
@@ -62,33 +97,13 @@ class TokenizeStep:
         self._then = then
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._threads = _start("tokenize", 1, self._run, on_failure)
+        self._thread = _UnitThread("tokenize", self._tokenize, at_most=_TOKENIZE_UNITS, on_failure=on_failure)
 
     def submit(self, unit: Unit) -> None:
-        unit.queued_ms = now_ms()
-        self._queue.put(unit)
+        self._thread.submit(unit)
 
     def close(self) -> None:
-        self._queue.put(None)
-        _join(self._threads)
-
-    def _run(self) -> None:
-        while (unit := self._queue.get()) is not None:
-            units = [unit]
-            ended = False
-            while len(units) < _TOKENIZE_UNITS and not ended:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    ended = True
-                else:
-                    units.append(more)
-            self._tokenize(units)
-            if ended:
-                return
+        self._thread.close()
 
     def _tokenize(self, units: Sequence[Unit]) -> None:
         started_ms = now_ms()
@@ -218,19 +233,16 @@ class PostprocessStep:
         self._then = then
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._threads = _start("postprocess", 1, self._run, on_failure)
+        self._thread = _UnitThread("postprocess", self._take, at_most=1, on_failure=on_failure)
 
     def submit(self, unit: Unit) -> None:
-        unit.queued_ms = now_ms()
-        self._queue.put(unit)
+        self._thread.submit(unit)
 
     def close(self) -> None:
-        self._queue.put(None)
-        _join(self._threads)
+        self._thread.close()
 
-    def _run(self) -> None:
-        while (unit := self._queue.get()) is not None:
+    def _take(self, units: Sequence[Unit]) -> None:
+        for unit in units:
             if unit.encodings is not None:
                 self._postprocess(unit, now_ms())
             self._then(unit)
