@@ -1,19 +1,19 @@
-"""Intake: from records as they were read to units, one kind for each topic that a worker may read."""
+"""Intake: from records as they were read to units, of requests in groups, of packs one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from pipeline.dead_letters import DeadLetters
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord, Reason
-from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack
+from schemas.packs import EncodingPack, TokenPack
 from schemas.records import InputRecord
 
 # Texts that arrive together travel together up to this size; a larger one travels alone. It bounds an encoding pack:
-# 256 KiB of one-letter words are 1,150 windows of 1.5 KB.
+# 256 KiB of punctuation, a token a byte, are 1,180 windows of 1.5 KB.
 _MAX_UNIT_BYTES = 256 * 1024
 
 # English has 4 to 5 bytes a token; before tokenization nobody knows better.
@@ -46,10 +46,17 @@ class RequestIntake:
             yield _unit(line, group, group_bytes, read_ms)
 
 
-class TokenPackIntake:
-    """A unit a token pack; one that can't be read is a dead letter as it is."""
+class PackIntake:
+    """A unit a pack, of the kind that `decode` reads; one that can't be read is a dead letter as it is."""
 
-    def __init__(self, dead_letters: DeadLetters, metrics: StageMetrics) -> None:
+    def __init__(
+        self,
+        decode: Callable[[bytes | None], TokenPack | EncodingPack],
+        *,
+        dead_letters: DeadLetters,
+        metrics: StageMetrics,
+    ) -> None:
+        self._decode = decode
         self._dead_letters = dead_letters
         self._metrics = metrics
 
@@ -57,36 +64,16 @@ class TokenPackIntake:
         for record in records:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
-                pack = decode_token_pack(record.value)
+                pack = self._decode(record.value)
                 _require_partition(pack, record)
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
                 self._metrics.dead_letters([err.reason])
             else:
-                unit.tokens = pack
-                unit.texts = len(pack.texts)
-                unit.tokens_in_flight = int(pack.chunk_lengths().sum())
-            yield unit
-
-
-class EncodingPackIntake:
-    """A unit an encoding pack; likewise."""
-
-    def __init__(self, dead_letters: DeadLetters, metrics: StageMetrics) -> None:
-        self._dead_letters = dead_letters
-        self._metrics = metrics
-
-    def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
-        for record in records:
-            unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
-            try:
-                pack = decode_encoding_pack(record.value)
-                _require_partition(pack, record)
-            except BadRecord as err:
-                unit.outputs.append(self._dead_letters.of_record(record, err))
-                self._metrics.dead_letters([err.reason])
-            else:
-                unit.encodings = pack
+                if isinstance(pack, TokenPack):
+                    unit.tokens = pack
+                else:
+                    unit.encodings = pack
                 unit.texts = len(pack.texts)
                 unit.tokens_in_flight = int(pack.chunk_lengths().sum())
             yield unit

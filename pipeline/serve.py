@@ -20,7 +20,7 @@ from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_to
 from pipeline.dead_letters import DeadLetters
 from pipeline.errors import UserError
 from pipeline.http import HealthServer
-from pipeline.intake import EncodingPackIntake, Intake, RequestIntake, TokenPackIntake
+from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import STAGES, EnsembleSettings, Stage
@@ -28,7 +28,7 @@ from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.supervisor import RESTARTS, parent_gone
 from pipeline.topics import TopicError, compare_topics, wanted_topics
 from pipeline.worker import Worker
-from schemas.packs import EncodingPack, TokenPack, encode_pack, source_of
+from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack, encode_pack, source_of
 from schemas.records import OutputRecord
 from stages.microbatcher import MicroBatcher
 
@@ -200,9 +200,9 @@ def _intake(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters,
         case "tokenize":
             return RequestIntake(max_pack_size=settings.batching.max_pack_size)
         case "encode":
-            return TokenPackIntake(dead_letters, metrics.stage(stage))
+            return PackIntake(decode_token_pack, dead_letters=dead_letters, metrics=metrics.stage(stage))
         case "postprocess":
-            return EncodingPackIntake(dead_letters, metrics.stage(stage))
+            return PackIntake(decode_encoding_pack, dead_letters=dead_letters, metrics=metrics.stage(stage))
 
 
 def _sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:

@@ -12,10 +12,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.dead_letters import DeadLetters
-from pipeline.intake import EncodingPackIntake, RequestIntake, TokenPackIntake
+from pipeline.intake import PackIntake, RequestIntake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
-from schemas.packs import PackedText, TokenPack, encode_pack, encoding_pack, token_pack
+from schemas.packs import (
+    PackedText,
+    TokenPack,
+    decode_encoding_pack,
+    decode_token_pack,
+    encode_pack,
+    encoding_pack,
+    token_pack,
+)
 from schemas.records import Headers, InputRecord, Source
 
 KIBIBYTE = 1024
@@ -137,7 +145,8 @@ class PackReader:
         self.worker = WorkerMetrics("reviews")
         metrics: StageMetrics = self.worker.stage(stage)
         letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}")
-        self._intake = (TokenPackIntake if stage == "encode" else EncodingPackIntake)(letters, metrics)
+        decode = decode_token_pack if stage == "encode" else decode_encoding_pack
+        self._intake = PackIntake(decode, dead_letters=letters, metrics=metrics)
 
     def value(self, tokens: TokenPack) -> bytes:
         if self.stage == "encode":
