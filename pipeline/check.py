@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.assembly import max_length, open_tokenize_stage
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
+from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.reach import reach_broker
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, compare_topics, wanted_topics
@@ -27,7 +28,7 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
         return f"{file}, {_counted(len(found[0].models), 'model')}"
 
     if not _check("file", read_file):
-        return 2
+        return EXIT_USER_ERROR
     settings = found[0]
     loaded: list[Ensemble] = []
 
@@ -41,7 +42,7 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     tokenizer_loads = _check(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
     models_load = _check("models " + ", ".join(model.name for model in settings.models), load)
     answers = models_load and _check("one text", lambda: _one_text(loaded[0]))
-    return 0 if topics_fit and tokenizer_loads and answers else 2
+    return 0 if topics_fit and tokenizer_loads and answers else EXIT_USER_ERROR
 
 
 def _check(name: str, run: Callable[[], str]) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command_line import EXIT_USER_ERROR, Command, Commands, configure_logging
+from pipeline.command_line import Command, Commands, configure_logging
 from pipeline.command_line import run as run_app
 from pipeline.command_options import (
     Bootstrap,
@@ -42,6 +42,7 @@ from pipeline.command_options import (
     Task,
 )
 from pipeline.errors import UserError
+from pipeline.exit_codes import EXIT_USER_ERROR
 
 if TYPE_CHECKING:
     from pipeline.settings import EnsembleSettings

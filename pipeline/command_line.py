@@ -13,10 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import UserError, WorkerFailure
-
-EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 log = logging.getLogger("penstock")
 

@@ -20,13 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.deadline import Deadline
+from pipeline.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 
 log = logging.getLogger("penstock.supervisor")
 
 PARENT_PID = "PENSTOCK_PARENT_PID"
 RESTARTS = "PENSTOCK_RESTARTS"
-EXIT_USER_ERROR = 2
-EXIT_FAILED = 1
 DRAIN_BUDGET_S = 30.0  # the grace that Kubernetes and `docker stop -t 30` give
 
 # A dead child is noticed this late; the shortest restart delay is four times that.

@@ -11,8 +11,7 @@ from types import FrameType
 from typing import Self
 
 from pipeline.demo.processes import DemoStopped
-
-EXIT_INTERRUPTED = 130
+from pipeline.exit_codes import EXIT_INTERRUPTED
 
 
 class Interruption:

@@ -17,8 +17,9 @@ from pathlib import Path
 from pipeline.broker import BrokerProcess
 from pipeline.demo.summary import Memory
 from pipeline.demo.worker import log_file
+from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.settings import STAGES, EnsembleSettings
-from pipeline.supervisor import EXIT_USER_ERROR, RestartPolicy, Supervisor
+from pipeline.supervisor import RestartPolicy, Supervisor
 from pipeline.up import stage_commands
 
 # A worker that dies 3 times in a row, 2 s of loading each, will die again.

@@ -20,7 +20,7 @@ import msgspec
 
 from pipeline.broker import BrokerProcess, start_broker_process
 from pipeline.deadline import Deadline
-from pipeline.demo.interruption import EXIT_INTERRUPTED, Interruption, logging_to
+from pipeline.demo.interruption import Interruption, logging_to
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.load import Load
 from pipeline.demo.processes import DemoStopped, StageProcesses
@@ -28,6 +28,7 @@ from pipeline.demo.screen import Screen, open_screen
 from pipeline.demo.summary import Counters, Summary, summarize
 from pipeline.demo.texts import SHIPPED_TEXTS, count_texts, read_texts
 from pipeline.errors import UserError, WorkerFailure
+from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.up import make_topics
 
@@ -35,7 +36,6 @@ DEMO_ENSEMBLE = Path(__file__).with_name("ensemble.yaml")
 # Of the 20,000 shipped texts: 8 s of computing on two cores that nobody shares, 13 s on shared ones.
 DEFAULT_COUNT = 2_000
 
-EXIT_FAILED = 1
 # Predictions on the screen, and dead letters that are told one by one.
 _SHOWN = 6
 # Loading MiniLM takes 3 s; an engine that must be built first takes minutes.

@@ -14,7 +14,8 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.supervisor import EXIT_FAILED, parent_gone
+from pipeline.exit_codes import EXIT_FAILED
+from pipeline.supervisor import parent_gone
 
 _LOOK_S = 0.5
 # A worker of another's broker drains what it has read in 3 s.

@@ -1,0 +1,12 @@
+"""What a command's exit code says."""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1
+"""A fresh start may help: a worker gave up, something was lost."""
+
+EXIT_USER_ERROR = 2
+"""A person must change something; its lines are on stderr."""
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C: 128 and the number of SIGINT."""
