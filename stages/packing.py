@@ -43,16 +43,18 @@ class _Row:
 def pack_rows(windows: Sequence[NDArray[np.int32]], *, row_length: int) -> list[RowGroup]:
     """Every window in exactly one group, at exactly one place."""
     lengths = [len(window) for window in windows]
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     by_length: dict[int, list[_Row]] = {}
-    for row in _tightened(lengths, _place(lengths, row_length)):
+    for row in _tightened(lengths, order, _place(lengths, order, row_length)):
         by_length.setdefault(row.length, []).append(row)
     return [_layout(rows, windows) for _, rows in sorted(by_length.items())]
 
 
-def _place(lengths: Sequence[int], row_length: int) -> list[_Row]:
+def _place(lengths: Sequence[int], order: Sequence[int], row_length: int) -> list[_Row]:
+    """`order` has the longest first."""
     rows: list[_Row] = []
     free: list[tuple[int, int]] = []  # (tokens left, row number), sorted: the first that is large enough fits best
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in order:
         tokens = lengths[index]
         at = bisect_left(free, (tokens, 0))
         if at < len(free):
@@ -68,16 +70,16 @@ def _place(lengths: Sequence[int], row_length: int) -> list[_Row]:
     return rows
 
 
-def _tightened(lengths: Sequence[int], rows: list[_Row]) -> list[_Row]:
+def _tightened(lengths: Sequence[int], order: Sequence[int], rows: list[_Row]) -> list[_Row]:
     """The same number of rows, as short as the windows let them be: the unused end of the last row is shared out.
 
     Only where all rows have one length; among longer ones short windows fill the ends anyway.
     """
     if not rows or any(row.length != rows[0].length for row in rows):
         return rows
-    shortest = max(max(lengths), -(-sum(lengths) // len(rows)))
+    shortest = max(lengths[order[0]], -(-sum(lengths) // len(rows)))
     for length in range(-(-shortest // ROW_QUANTUM) * ROW_QUANTUM, max(row.used for row in rows), ROW_QUANTUM):
-        shorter = _place(lengths, length)
+        shorter = _place(lengths, order, length)
         if len(shorter) == len(rows):
             return shorter
     return rows
