@@ -10,22 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+from benchmarks.demo import run_demo
 from benchmarks.machine import machine
 
 LATENCY = Path(__file__).with_name("latency.yaml")
-
-
-def demo(file: Path, *, rate: float, count: int, fused: bool) -> dict[str, Any]:
-    """What `penstock demo --json` says at a rate."""
-    command = [sys.executable, "-m", "pipeline.cli", "demo", "--json", "--ensemble", str(file)]
-    command += ["--rate", str(rate), "--count", str(count), *(["--fused"] if fused else [])]
-    said: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    return said
 
 
 def main() -> None:
@@ -36,7 +26,8 @@ def main() -> None:
     parser.add_argument("--ensemble", type=Path, default=LATENCY)
     options = parser.parse_args()
     runs = [
-        demo(options.ensemble, rate=options.rate, count=options.count, fused=fused) | {"fused": fused}
+        run_demo(options.ensemble, options.count, "--rate", str(options.rate), *(["--fused"] if fused else []))
+        | {"fused": fused}
         for _ in range(options.rounds)
         for fused in (False, True)
     ]

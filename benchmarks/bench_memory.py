@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 
+from benchmarks.demo import DEMO, demo_command
 from benchmarks.machine import machine
 
-DEMO = Path(__file__).parent.parent / "pipeline" / "demo" / "ensemble.yaml"
 ROLES = ("tokenize", "encode", "postprocess", "fused", "broker")
 SAMPLE_S = 2.0
 
@@ -47,10 +46,9 @@ def sample(root: psutil.Process) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--ensemble", type=Path, default=DEMO)
+    parser.add_argument("--ensemble", type=Path, default=DEMO / "ensemble.yaml")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "pipeline.cli", "demo", "--json", "--count", str(options.count)]
-    command += ["--ensemble", str(options.ensemble)]
+    command = demo_command(options.ensemble, options.count)
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     samples: list[dict[str, float]] = []
     while running.poll() is None:

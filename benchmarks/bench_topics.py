@@ -12,53 +12,36 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from benchmarks.demo import DEMO, run_demo
 from benchmarks.machine import machine
-from pipeline.assembly import max_length, open_encode_stage
+from pipeline.assembly import open_encode_stage, open_tokenizer
 from pipeline.demo.texts import read_texts
 from pipeline.settings import load_ensemble
-
-DEMO = Path(__file__).parent.parent / "pipeline" / "demo"
+from stages.microbatcher import cut
+from stages.tokenize import TokenizedText
 
 
 def bare(file: Path, texts: list[str]) -> dict[str, float]:
     """Texts and real tokens a second of the encode stage alone, and its padding share."""
-    from engines.checkpoint import find_checkpoint
-    from stages.microbatcher import MicroBatcher
-    from stages.tokenize import TextTokenizer
-
     settings = load_ensemble(file)
-    folder = find_checkpoint(settings.tokenizer_source, relative_to=None)
-    tokenizer = TextTokenizer(
-        folder,
-        max_length=max_length(settings),
-        long_texts=settings.tokenizer.long_texts,
-        stride=settings.tokenizer.stride,
+    tokenized = open_tokenizer(settings)(texts)
+    windows = [window for text in tokenized if isinstance(text, TokenizedText) for window in text.windows]
+    batches = cut(
+        [len(window) for window in windows],
+        max_batch_size=settings.batching.max_batch_size,
+        max_batch_tokens=settings.batching.max_batch_tokens,
     )
-    batching = settings.batching
-    batcher = MicroBatcher[int](
-        max_batch_size=batching.max_batch_size,
-        max_batch_tokens=batching.max_batch_tokens,
-        max_queue_delay_ms=0,
-        knee_tokens=0,
-    )
-    windows = [window for text in tokenizer(texts) for window in text.windows]
-    for place, window in enumerate(windows):
-        batcher.add(place, len(window), 0)
-    batches: list[list[int]] = []
-    while len(batcher):
-        batches.append(batcher.take(0).items)
     stage = open_encode_stage(settings)
 
     def run(places: list[int]) -> tuple[int, int]:
         chosen = [windows[place] for place in places]
-        encoded = stage(chosen, stage.pack(chosen))
+        encoded = stage(chosen)
         return encoded.tokens, encoded.padded_tokens
 
     with ThreadPoolExecutor(settings.engine.instance_count) as instances:
@@ -75,15 +58,6 @@ def bare(file: Path, texts: list[str]) -> dict[str, float]:
     }
 
 
-def over_topics(file: Path, texts: Path, count: int, *, fused: bool) -> dict[str, object]:
-    """What `penstock demo --json` says."""
-    command = [sys.executable, "-m", "pipeline.cli", "demo", "--json", "--ensemble", str(file)]
-    command += ["--texts", str(texts), "--count", str(count), *(["--fused"] if fused else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    said: dict[str, object] = json.loads(done.stdout)
-    return said
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
@@ -93,13 +67,14 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="one process from requests to results")
     options = parser.parse_args()
     texts = list(islice(read_texts(options.texts), options.count))
+    demo_options = ["--texts", str(options.texts), *(["--fused"] if options.fused else [])]
     engine: list[dict[str, float]] = []
-    topics: list[dict[str, object]] = []
+    topics: list[dict[str, Any]] = []
     for _ in range(options.rounds):
         engine.append(bare(options.ensemble, texts))
-        topics.append(over_topics(options.ensemble, options.texts, options.count, fused=options.fused))
+        topics.append(run_demo(options.ensemble, options.count, *demo_options))
     engine_rate = statistics.median(each["texts_per_s"] for each in engine)
-    topics_rate = statistics.median(float(str(each["texts_per_s"])) for each in topics)
+    topics_rate = statistics.median(each["texts_per_s"] for each in topics)
     print(
         json.dumps(
             {

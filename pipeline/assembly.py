@@ -25,18 +25,22 @@ from stages.tasks import Task as TaskStage
 from stages.tokenize import TextTokenizer, TokenizeStage
 
 
-def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
+def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
     with _translated_errors():
         window = max_length(settings)
-        tokenizer = TextTokenizer(
+        return TextTokenizer(
             find_checkpoint(settings.tokenizer_source, relative_to=None),
             max_length=window,
             long_texts=settings.tokenizer.long_texts,
             stride=settings.tokenizer.stride_in(window),
         )
+
+
+def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
+    """Requests to packs, by the ensemble's tokenizer. Raises UserError."""
     return TokenizeStage(
-        tokenizer,
+        open_tokenizer(settings),
         request_format=settings.requests.format,
         max_text_bytes=settings.requests.max_text_bytes,
     )

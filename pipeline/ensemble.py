@@ -31,7 +31,7 @@ from schemas.records import InputRecord, Source
 from schemas.requests import RequestFormat, decode_request
 from schemas.results import Result
 from stages.encode import Encoded, PackInProgress
-from stages.microbatcher import MicroBatcher
+from stages.microbatcher import cut
 
 # Texts that are taken together: enough for every instance to have several batches.
 BLOCK_TEXTS = 512
@@ -132,18 +132,12 @@ class Ensemble:
 
     def _encode_pack(self, pack: TokenPack) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
         batching = self.settings.batching
-        batcher: MicroBatcher[int] = MicroBatcher(
+        progress = PackInProgress(pack)
+        batches = cut(
+            [len(window) for window in progress.windows],
             max_batch_size=batching.max_batch_size,
             max_batch_tokens=batching.max_batch_tokens,
-            max_queue_delay_ms=0.0,
-            knee_tokens=0,
         )
-        progress = PackInProgress(pack)
-        for place, window in enumerate(progress.windows):
-            batcher.add(place, len(window), now_ms=0.0)
-        batches: list[list[int]] = []
-        while len(batcher):
-            batches.append(batcher.take(now_ms=0.0).items)
         computed = self._instances.map(
             lambda places: self._encode_windows([progress.windows[place] for place in places]), batches
         )
@@ -154,7 +148,7 @@ class Ensemble:
 
     def _encode_windows(self, windows: list[NDArray[np.int32]]) -> Encoded:
         try:
-            return self._encode(windows, self._encode.pack(windows))
+            return self._encode(windows)
         except EngineError as err:  # not one text's fault: the engine can't compute anything
             raise WorkerFailure(f"the engine can't compute: {err}") from err
 

@@ -8,6 +8,7 @@ tokens cost no more time (a GPU with idle units); then it is due when the oldest
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -79,3 +80,16 @@ class MicroBatcher(Generic[Item]):
             total += tokens
         self._tokens -= total
         return MicroBatch(items, waited_ms, total)
+
+
+def cut(lengths: Sequence[int], *, max_batch_size: int, max_batch_tokens: int) -> list[list[int]]:
+    """The batches, as indices, of windows that all are there already: nothing to wait for, the same caps."""
+    batcher = MicroBatcher[int](
+        max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens, max_queue_delay_ms=0, knee_tokens=0
+    )
+    for index, tokens in enumerate(lengths):
+        batcher.add(index, tokens, now_ms=0)
+    batches: list[list[int]] = []
+    while len(batcher):
+        batches.append(batcher.take(now_ms=0).items)
+    return batches

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from stages.microbatcher import MicroBatcher
+from stages.microbatcher import MicroBatcher, cut
 
 
 def batcher(
@@ -180,3 +180,12 @@ def test_an_empty_queue_is_never_due_and_gives_an_empty_batch(now_ms: float) -> 
     assert not made.due(now_ms)
     assert made.next_deadline_ms() is None
     assert made.take(now_ms).items == []
+
+
+@given(lengths=st.lists(st.integers(1, 300)), size=st.integers(1, 8), tokens=st.integers(1, 400))
+def test_what_is_all_there_is_cut_in_order_under_the_same_caps(lengths: list[int], size: int, tokens: int) -> None:
+    batches = cut(lengths, max_batch_size=size, max_batch_tokens=tokens)
+    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= size
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= tokens
