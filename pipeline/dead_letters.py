@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pipeline import clients
 from pipeline.clients import KafkaSettings
 from pipeline.deadline import Deadline
+from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord
 from schemas.headers import dead_letter_headers
 from schemas.packs import PackedText
@@ -27,10 +28,11 @@ _FETCH_TIMEOUT_S = 10.0
 
 
 class DeadLetters:
-    """Makes the dead letters of one stage. Thread-safe."""
+    """Makes the dead letters of one stage, and counts them. Thread-safe."""
 
-    def __init__(self, settings: KafkaSettings, *, topic: str, stage: str, group: str) -> None:
+    def __init__(self, settings: KafkaSettings, *, topic: str, stage: str, group: str, metrics: StageMetrics) -> None:
         self.topic = topic
+        self._metrics = metrics
         self._settings = settings
         self._stage = stage
         self._group = group
@@ -41,6 +43,7 @@ class DeadLetters:
         """A record as it was read."""
         headers = dead_letter_headers(error, source=record.source, stage=self._stage, group=self._group)
         log.warning("dead letter: %s: %s", record.source, error)
+        self._metrics.dead_letter(error.reason)
         return OutputRecord(self.topic, record.key, record.value, [*record.headers, *headers], [record.source])
 
     def of_text(

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from pipeline.dead_letters import DeadLetters
 from pipeline.lines import PartitionLine, Unit
-from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, TokenPack
 from schemas.records import InputRecord
@@ -50,15 +49,10 @@ class PackIntake:
     """A unit a pack, of the kind that `decode` reads; one that can't be read is a dead letter as it is."""
 
     def __init__(
-        self,
-        decode: Callable[[bytes | None], TokenPack | EncodingPack],
-        *,
-        dead_letters: DeadLetters,
-        metrics: StageMetrics,
+        self, decode: Callable[[bytes | None], TokenPack | EncodingPack], *, dead_letters: DeadLetters
     ) -> None:
         self._decode = decode
         self._dead_letters = dead_letters
-        self._metrics = metrics
 
     def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
         for record in records:
@@ -68,7 +62,6 @@ class PackIntake:
                 _require_partition(pack, record)
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
-                self._metrics.dead_letters([err.reason])
             else:
                 if isinstance(pack, TokenPack):
                     unit.tokens = pack

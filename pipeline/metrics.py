@@ -136,11 +136,10 @@ class StageMetrics:
             nv_inference_request_duration_us=texts * total_ms * 1e3,
         )
 
-    def dead_letters(self, reasons: Iterable[Reason]) -> None:
-        """Records became dead letters, one for each reason."""
-        for reason in reasons:
-            self._worker.dead_letters.labels(*self._labels, reason).inc()
-            self._triton.fail(self._stage, reason)
+    def dead_letter(self, reason: Reason) -> None:
+        """A record became a dead letter."""
+        self._worker.dead_letters.labels(*self._labels, reason).inc()
+        self._triton.fail(self._stage, reason)
 
     def expired(self, texts: int = 1) -> None:
         """Texts were answered as expired, not computed."""

@@ -18,7 +18,6 @@ from typing import Literal
 from pipeline import clients
 from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.dead_letters import DeadLetters
-from pipeline.errors import UserError
 from pipeline.http import HealthServer
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
@@ -26,7 +25,7 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.supervisor import RESTARTS, parent_gone
-from pipeline.topics import TopicError, compare_topics, wanted_topics
+from pipeline.topics import TopicError, require_topics, wanted_topics
 from pipeline.worker import Worker
 from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack, encode_pack, source_of
 from schemas.records import OutputRecord
@@ -90,17 +89,10 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState
     state.waiting_for = f"no broker answers at {settings.kafka.bootstrap_servers}"
     while not state.stop.is_set():
         try:
-            differences = compare_topics(admin, wanted)
+            require_topics(admin, wanted)
         except TopicError as err:
             log.warning("%s; trying again", err)
             continue
-        if differences:
-            fix = (
-                ["make what is missing with: penstock topics FILE --create"]
-                if any(each.missing for each in differences)
-                else []
-            )
-            raise UserError(*map(str, differences), *fix)
         state.waiting_for = "loading"
         return
 
@@ -112,7 +104,11 @@ def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMet
     kafka = settings.kafka
     dead_letters = {
         stage: DeadLetters(
-            kafka.consumer_settings(), topic=names.dead_letters, stage=stage, group=settings.group_id(stage)
+            kafka.consumer_settings(),
+            topic=names.dead_letters,
+            stage=stage,
+            group=settings.group_id(stage),
+            metrics=metrics.stage(stage),
         )
         for stage in stages
     }
@@ -124,7 +120,7 @@ def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMet
         topic={"tokenize": names.requests, "encode": names.tokens, "postprocess": names.encodings}[stages[0]],
         group=group,
         client_id=f"{group}@{socket.gethostname()}:{os.getpid()}",
-        intake=_intake(settings, stages[0], dead_letters[stages[0]], metrics),
+        intake=_intake(settings, stages[0], dead_letters[stages[0]]),
         dead_letters=dead_letters[stages[-1]],
         metrics=metrics.stage(stages[0]),
         max_in_flight_tokens=settings.batching.max_in_flight_tokens,
@@ -195,14 +191,14 @@ _MAKERS: dict[Stage, Callable[[EnsembleSettings], _MakeStep]] = {
 }
 
 
-def _intake(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters, metrics: WorkerMetrics) -> Intake:
+def _intake(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters) -> Intake:
     match stage:
         case "tokenize":
             return RequestIntake(max_pack_size=settings.batching.max_pack_size)
         case "encode":
-            return PackIntake(decode_token_pack, dead_letters=dead_letters, metrics=metrics.stage(stage))
+            return PackIntake(decode_token_pack, dead_letters=dead_letters)
         case "postprocess":
-            return PackIntake(decode_encoding_pack, dead_letters=dead_letters, metrics=metrics.stage(stage))
+            return PackIntake(decode_encoding_pack, dead_letters=dead_letters)
 
 
 def _sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:

@@ -112,7 +112,6 @@ class TokenizeStep:
         for unit, (pack, rejected) in zip(units, packs, strict=True):
             unit.tokens = pack
             unit.outputs.extend(self._dead_letters.of_record(each.record, each.error) for each in rejected)
-            self._metrics.dead_letters([each.error.reason for each in rejected])
             self._metrics.stage_done(
                 texts=len(unit.records),
                 queue_ms=started_ms - unit.queued_ms,
@@ -211,7 +210,6 @@ class EncodeStep:
         for text, error in lost:
             source = source_of(pack.pack, text)
             unit.outputs.append(self._dead_letters.of_text(source, text, error, unit.records))
-        self._metrics.dead_letters([error.reason for _, error in lost])
         self._then(unit)
 
 
@@ -256,7 +254,6 @@ class PostprocessStep:
             unit.outputs.extend(
                 self._dead_letters.of_text(source_of(pack, text), text, err, unit.records) for text in pack.texts
             )
-            self._metrics.dead_letters([err.reason] * len(pack.texts))
             return
         computed_ms = now_ms()
         # JSON is made one result at a time: a megabyte of results never lies in memory twice.

@@ -196,7 +196,6 @@ class Worker:
             Reason.RESULT_TOO_LARGE,
             f"{size_bytes} bytes are too many for {output.topic} ({why}); its max.message.bytes allows less",
         )
-        self._metrics.dead_letters([error.reason] * len(output.answers))
         unit.texts -= len(output.answers)
         return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
 

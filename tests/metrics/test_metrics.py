@@ -57,7 +57,7 @@ def test_tritons_counters_have_tritons_names_and_are_counters(worker):
 
 @pytest.mark.parametrize(("accept", "parse"), [("", parse_text), ("*/*", parse_text), (OPENMETRICS, parse_openmetrics)])
 def test_the_page_can_be_parsed_in_either_format(worker, accept, parse):
-    worker.stage("tokenize").dead_letters([Reason.NOT_JSON])
+    worker.stage("tokenize").dead_letter(Reason.NOT_JSON)
     families = {family.name: family for family in parse(exposition(worker.registry, accept)[0].decode())}
     assert {"nv_inference_count", "penstock_build_info", "penstock_tokens", "process_resident_memory_bytes"} <= {
         *families,
@@ -97,7 +97,8 @@ def test_a_unit_of_another_stage(worker):
 
 
 def test_failures_are_told_by_reason_from_zero_on(worker):
-    worker.stage("tokenize").dead_letters([Reason.NOT_JSON, Reason.NOT_JSON, Reason.NULL_VALUE])
+    for reason in (Reason.NOT_JSON, Reason.NOT_JSON, Reason.NULL_VALUE):
+        worker.stage("tokenize").dead_letter(reason)
     found = samples(worker)
     for name, labels in (
         ("nv_inference_request_failure", ("tokenize", "{}", "1")),
@@ -170,7 +171,7 @@ def test_threads_lose_no_count(worker):
     def work(_: int) -> None:
         for _ in range(200):
             stage.stage_done(texts=1, queue_ms=1.0, compute_ms=1.0)
-            stage.dead_letters([Reason.BAD_PACK])
+            stage.dead_letter(Reason.BAD_PACK)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))

@@ -9,6 +9,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline import clients
 from pipeline.dead_letters import DeadLetters
+from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText
@@ -41,7 +42,14 @@ def test_a_reader_whose_next_record_is_gone_goes_on_with_the_oldest_left(retaine
 
 
 def test_a_dead_letter_whose_original_is_gone_says_so_and_keeps_key_and_headers(retained: EnsembleSettings) -> None:
-    letters = DeadLetters(retained.kafka.consumer_settings(), topic="dead", stage="encode", group="reviews.encode")
+    metrics = WorkerMetrics("reviews")
+    letters = DeadLetters(
+        retained.kafka.consumer_settings(),
+        topic="dead",
+        stage="encode",
+        group="reviews.encode",
+        metrics=metrics.stage("encode"),
+    )
     text = PackedText("id", b"key", [("h", b"v")], 0, 1, 3, False)
     source = Source(retained.topic_names.requests, 0, 0)
     letter = letters.of_text(source, text, BadRecord(Reason.ENGINE_FAILED, "no"), [])

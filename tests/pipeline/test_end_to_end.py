@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message
 
 from pipeline.ensemble import Ensemble
+from pipeline.mock_cluster import ApiKey, EmbeddedBroker
 from pipeline.settings import EnsembleSettings
 from tests.pipeline.conftest import Topics, running
 
@@ -128,6 +129,22 @@ def test_a_record_of_5_mib_is_a_dead_letter_with_its_original_bytes(settings: Ma
         [dead] = topics.read(made.topic_names.dead_letters, 1)
     assert (dead.key(), dead.value()) == (b"large", large)
     assert headers(dead)["__dlq.errors.reason"] == "text_too_large"
+
+
+def test_a_result_too_large_for_its_topic_is_told_and_counted_under_the_stage_that_made_it(
+    settings: MakeSettings, broker: EmbeddedBroker
+) -> None:
+    made = settings(partitions=1)
+    topics = Topics(made)
+    topics.send(request("large"))
+    broker.push_request_errors(ApiKey.PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE])
+    with running(made, fused=True) as [worker]:
+        [dead] = topics.read(made.topic_names.dead_letters, 1)
+    assert headers(dead)["__dlq.errors.stage"] == "postprocess"
+    counted = worker.metrics.registry.get_sample_value(
+        "penstock_dead_letters_total", {"ensemble": "reviews", "stage": "postprocess", "reason": "result_too_large"}
+    )
+    assert counted == 1
 
 
 def test_what_has_arrived_is_committed_when_a_worker_stops(settings: MakeSettings, fused: bool) -> None:

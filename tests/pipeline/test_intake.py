@@ -144,9 +144,9 @@ class PackReader:
         self.topic = {"encode": "reviews.tokens", "postprocess": "reviews.encodings"}[stage]
         self.worker = WorkerMetrics("reviews")
         metrics: StageMetrics = self.worker.stage(stage)
-        letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}")
+        letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}", metrics=metrics)
         decode = decode_token_pack if stage == "encode" else decode_encoding_pack
-        self._intake = PackIntake(decode, dead_letters=letters, metrics=metrics)
+        self._intake = PackIntake(decode, dead_letters=letters)
 
     def value(self, tokens: TokenPack) -> bytes:
         if self.stage == "encode":

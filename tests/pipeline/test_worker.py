@@ -67,7 +67,11 @@ class Bench:
             client_id="bench",
             intake=RequestIntake(max_pack_size=4),
             dead_letters=DeadLetters(
-                settings.kafka.consumer_settings(), topic=names.dead_letters, stage="bench", group="bench"
+                settings.kafka.consumer_settings(),
+                topic=names.dead_letters,
+                stage="bench",
+                group="bench",
+                metrics=self.metrics.stage("tokenize"),
             ),
             metrics=self.metrics.stage("tokenize"),
             max_in_flight_tokens=max_in_flight_tokens,
