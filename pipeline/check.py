@@ -12,7 +12,7 @@ from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.reach import reach_broker
 from pipeline.settings import EnsembleSettings, load_ensemble
-from pipeline.topics import broker_metadata, compare_topics, wanted_topics
+from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.results import Label, Output
 
 _SAMPLE = "The quick brown fox jumps over the lazy dog."
@@ -66,10 +66,7 @@ def _broker(settings: EnsembleSettings) -> str:
 
 def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
     wanted = wanted_topics(settings, fused=fused)
-    differences = compare_topics(reach_broker(settings.kafka), wanted)
-    if differences:
-        missing = any(each.missing for each in differences)
-        raise UserError(*map(str, differences), *(["make them: penstock topics FILE --create"] if missing else []))
+    require_topics(reach_broker(settings.kafka), wanted)
     return f"{len(wanted)} of {_counted(settings.topics.partitions, 'partition')}"
 
 

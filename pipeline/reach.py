@@ -10,8 +10,9 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline import clients
 from pipeline.deadline import Deadline
-from pipeline.errors import UserError, WorkerFailure
+from pipeline.errors import UserError
 from pipeline.kafka_settings import KafkaSettings
+from pipeline.topics import broker_metadata
 
 # A broker answers in milliseconds, and one that is just starting in a few seconds.
 _BUDGET_S = 10.0
@@ -52,11 +53,7 @@ def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminC
 def existing_partitions(kafka: KafkaSettings, topic: str) -> list[int]:
     """A topic's partitions. Raises UserError where no broker answers or has it."""
     admin = reach_broker(kafka)
-    try:
-        # Of all topics: asking for one by name may create it.
-        found = admin.list_topics(timeout=_BUDGET_S).topics.get(topic)
-    except KafkaException as err:
-        raise WorkerFailure(f"{topic}: {err.args[0].str()}") from err
+    found = broker_metadata(admin).topics.get(topic)
     if found is None:
         raise UserError(f"{topic}: no such topic at {kafka.bootstrap_servers}; make it: penstock topics FILE --create")
     if found.error is not None:

@@ -40,6 +40,9 @@ _METADATA_TIMEOUT_S = 10.0
 _ADMIN_TIMEOUT_S = 30.0
 
 
+MAKE_MISSING = "make what is missing with: penstock topics FILE --create"
+
+
 class TopicError(UserError):
     """Raised when a broker can't be asked about topics, or can't make them; the message says what to do."""
 
@@ -112,6 +115,14 @@ def compare_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[To
             TopicDifference(topic=topic.name, message=message, missing=found is None) for message in messages
         ]
     return differences
+
+
+def require_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> None:
+    """Raises UserError, a line for each difference, where the broker's topics are not as wanted; TopicError."""
+    differences = compare_topics(admin, wanted)
+    if differences:
+        missing = any(each.missing for each in differences)
+        raise UserError(*map(str, differences), *([MAKE_MISSING] if missing else []))
 
 
 def create_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str]:

@@ -16,7 +16,7 @@ from pipeline import broker
 from pipeline.reach import reach_broker
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.supervisor import Supervisor
-from pipeline.topics import WantedTopic, broker_metadata, compare_topics, create_topics, wanted_topics
+from pipeline.topics import MAKE_MISSING, WantedTopic, broker_metadata, compare_topics, create_topics, wanted_topics
 
 log = logging.getLogger("penstock.up")
 
@@ -37,7 +37,7 @@ def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False
         state = "made" if topic.name in made else "; ".join(messages) or "ok"
         print(f"{topic.name}  {topic.partitions} partitions  {state}")
     if any(each.missing for each in differences):
-        print("penstock: make what is missing with --create", file=sys.stderr)
+        print(f"penstock: {MAKE_MISSING}", file=sys.stderr)
     return 1 if differences else 0
 
 

@@ -45,7 +45,7 @@ def test_fused_stages_need_three_topics(penstock: Penstock, ensemble: WriteEnsem
     assert found.out.splitlines()[2:5] == [
         f"FAILED  topics: {name}.tokens: doesn't exist",
         f"FAILED  topics: {name}.encodings: doesn't exist",
-        "FAILED  topics: make them: penstock topics FILE --create",
+        "FAILED  topics: make what is missing with: penstock topics FILE --create",
     ]
     assert states(found.out)[5:] == [("ok", "tokenizer"), ("ok", "models"), ("ok", "one")]
 

@@ -54,7 +54,7 @@ def test_topics_are_compared_and_made(penstock: Penstock, ensemble: WriteEnsembl
     path = ensemble(bootstrap=kafka.bootstrap, name="topical")
     names = ["topical.requests", "topical.tokens", "topical.encodings", "topical.results", "topical.dead-letters"]
     found = penstock("topics", path)
-    assert (found.code, found.lines) == (1, ["penstock: make what is missing with --create"])
+    assert (found.code, found.lines) == (1, ["penstock: make what is missing with: penstock topics FILE --create"])
     assert found.out.splitlines() == [f"{name}  2 partitions  doesn't exist" for name in names]
     found = penstock("topics", path, "--create", "--fused")
     fused = [name for name in names if name not in ("topical.tokens", "topical.encodings")]
