@@ -2,8 +2,9 @@
 
 A batch that an engine refuses is tried in halves until the culprit stands alone, so that one window never costs its
 neighbours their answer: at most 2 ceil(log2 N) more runs a culprit, and twice that where windows longer than a row are
-among the N, which lie in rows of their own. Where all of them fail, a window that can't be at fault is tried: if that
-one fails too, it is the engine, and nobody's text is blamed for it.
+among the N, which lie in rows of their own. Of a batch with numbers that are not finite only the windows that got them
+are tried again: a NaN spreads in its row, since zero times NaN is NaN. Where all of them fail, a window that can't be
+at fault is tried: if that one fails too, it is the engine, and nobody's text is blamed for it.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class EncodeStage:
     def try_engines(self) -> None:
         """Compute one window of one token. Raises EngineError where an engine can't even do that."""
         [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
-        for engine in self._engines:
-            engine.run(group.rows)
+        for name, rows in self._compute(group).items():
+            if not np.isfinite(rows).all():
+                raise EngineError(f"{name} is not finite, whatever the text: are the model's weights sound?")
 
     def close(self) -> None:
         """Close every engine."""
@@ -91,21 +93,29 @@ class EncodeStage:
         failed: dict[int, BadRecord],
     ) -> None:
         try:
-            computed = {name: rows for engine in self._engines for name, rows in engine.run(group.rows).items()}
+            computed = self._compute(group)
         except EngineError as err:
-            if len(group.windows) == 1:
-                failed[group.windows[0]] = BadRecord(Reason.ENGINE_FAILED, str(err))
-                return
-            middle = len(group.windows) // 2
-            for half in (group.windows[:middle], group.windows[middle:]):
-                for smaller in self._pack_some(windows, half):
-                    self._run(smaller, windows, outputs, failed)
+            suspects, why = group.windows, str(err)
+        else:
+            finite = {name: np.isfinite(rows).all(axis=1) for name, rows in computed.items()}
+            sound = np.logical_and.reduce(list(finite.values()))
+            for name, rows in computed.items():
+                outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
+            suspects = [window for window, is_sound in zip(group.windows, sound, strict=True) if not is_sound]
+            why = f"{', '.join(name for name, each in finite.items() if not each.all())} is not finite"
+        if len(group.windows) == 1:
+            failed.update((suspect, BadRecord(Reason.ENGINE_FAILED, why)) for suspect in suspects)
             return
+        middle = len(suspects) // 2
+        for half in (suspects[:middle], suspects[middle:]):
+            for smaller in self._pack_some(windows, half):
+                self._run(smaller, windows, outputs, failed)
+
+    def _compute(self, group: RowGroup) -> dict[str, NDArray[np.float32]]:
+        computed = {name: rows for engine in self._engines for name, rows in engine.run(group.rows).items()}
         for name, rows in computed.items():
-            assert rows.shape == (len(group.windows), self._widths[name]), "an engine answers each window once"
-            outputs[name][group.windows] = rows
-            for place in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
-                failed[group.windows[place]] = BadRecord(Reason.ENGINE_FAILED, f"{name} is not finite")
+            assert rows.shape == (len(group.rows.row), self._widths[name]), "an engine answers each window once"
+        return computed
 
     def _pack_some(self, windows: Sequence[NDArray[np.int32]], chosen: Sequence[int]) -> list[RowGroup]:
         """Rows of the chosen windows, which keep their index."""

@@ -32,7 +32,9 @@ class SumEngine:
 
     widths: Mapping[str, int]
 
-    def __init__(self, name: str = "sums", *, on_poison: Literal["fail", "nan", "compute"] = "fail") -> None:
+    def __init__(
+        self, name: str = "sums", *, on_poison: Literal["fail", "nan", "nan in its row", "compute"] = "fail"
+    ) -> None:
         self.widths = {name: 2}
         self.runs = 0
         self.longest = 0
@@ -49,7 +51,8 @@ class SumEngine:
         for place, (row, slot) in enumerate(zip(rows.row, rows.slot, strict=True)):
             mine = rows.segment_ids[row] == slot + 1
             answers[place] = rows.input_ids[row][mine].sum(), mine.sum()
-            if poisoned[row][mine].any() and self._on_poison == "nan":
+            reached = {"nan": poisoned[row] & mine, "nan in its row": poisoned[row]}.get(self._on_poison)
+            if reached is not None and reached.any():
                 answers[place, 1] = np.nan
         return {self._name: answers}
 
@@ -205,11 +208,22 @@ def test_a_half_that_no_longer_fits_its_rows_is_searched_to_the_end() -> None:
     assert encoded.outputs["sums"][others].tolist() == sums([windows[index] for index in others])
 
 
-def test_numbers_that_are_not_finite_are_found_without_another_run() -> None:
+def test_only_windows_with_numbers_that_are_not_finite_are_computed_again() -> None:
     engine = SumEngine(on_poison="nan")
     encoded = stage_of(engine)([window(1), window(POISON), window(2)])
-    assert engine.runs == 1
+    assert engine.runs == 2
     assert encoded.failed[1].message == "sums is not finite"
+    assert np.isfinite(encoded.outputs["sums"]).all()
+
+
+@given(batch=poisoned_batches(short_windows))
+@settings(deadline=None)
+def test_a_nan_that_spreads_in_its_row_costs_its_neighbours_nothing(batch: tuple[list[Window], set[int]]) -> None:
+    windows, culprits = batch
+    encoded = stage_of(SumEngine(on_poison="nan in its row"))(windows)
+    assert set(encoded.failed) == culprits
+    answered = [index for index in range(len(windows)) if index not in culprits]
+    assert [encoded.outputs["sums"][index].tolist() for index in answered] == sums([windows[i] for i in answered])
 
 
 def test_what_the_engines_compute_again_is_not_counted_twice() -> None:

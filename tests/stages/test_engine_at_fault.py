@@ -14,14 +14,17 @@ POISON = 7
 
 
 class BrokenEngine:
-    """Refuses everything, or only batches with a poison token."""
+    """Refuses everything, or only batches with a poison token; or answers NaN."""
 
-    def __init__(self, *, always: bool) -> None:
+    def __init__(self, *, always: bool, nan: bool = False) -> None:
         self.widths = {"vector": 2}
         self._always = always
+        self._nan = nan
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         if self._always or (rows.input_ids == POISON).any():
+            if self._nan:
+                return {"vector": np.full((len(rows.row), 2), np.nan, np.float32)}
             raise EngineError("no")
         return {"vector": np.ones((len(rows.row), 2), np.float32)}
 
@@ -29,14 +32,15 @@ class BrokenEngine:
         pass
 
 
-def a_stage(*, always: bool) -> EncodeStage:
-    return EncodeStage([BrokenEngine(always=always)], row_length=16, max_length=16)
+def a_stage(*, always: bool, nan: bool = False) -> EncodeStage:
+    return EncodeStage([BrokenEngine(always=always, nan=nan)], row_length=16, max_length=16)
 
 
+@pytest.mark.parametrize("nan", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_where_even_a_harmless_window_fails_no_text_is_blamed(count: int) -> None:
+def test_where_even_a_harmless_window_fails_no_text_is_blamed(count: int, nan: bool) -> None:
     with pytest.raises(EngineError):
-        a_stage(always=True)([np.array([1, 2], np.int32)] * count)
+        a_stage(always=True, nan=nan)([np.array([1, 2], np.int32)] * count)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
