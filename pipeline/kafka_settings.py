@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.ensemble_file import Section
+from pipeline.kafka_names import close_name
 from pipeline.mistakes import MAX_NUMBER, Contradictions, shown
 
 KafkaValue = str | int | float | bool
@@ -37,6 +38,10 @@ _DELIVERY: dict[str, tuple[frozenset[KafkaValue], str]] = {
     "request.required.acks": (_ALL, "all"),
     "enable.idempotence": (frozenset({True, "true"}), "true"),
 }
+# How librdkafka begins what it says of a name that it doesn't know.
+_UNKNOWN = "No such configuration property"
+# How the client begins what speaks against all its settings together.
+_FAILED = "Failed to create "
 _JUDGED_HERE = _REFUSED_KAFKA_SETTINGS.keys() | _DELIVERY.keys()
 _SECRET = re.compile(r"password|passphrase|secret|token|jaas|private|key\.pem|oauthbearer\.config", re.IGNORECASE)
 
@@ -112,7 +117,7 @@ class KafkaSettings(Section, extra="allow"):
                     f"in order; allowed: {_DELIVERY[place[-1]][1]}",
                 )
         for place, message in _librdkafka_refusals(places):
-            wrong.add(*place, message=f"librdkafka refuses it: {message}")
+            wrong.add(*place, message=message)
         wrong.raise_if_any()
         return self
 
@@ -128,14 +133,26 @@ def _librdkafka_refusals(places: Mapping[tuple[str, ...], KafkaValue]) -> Iterat
             continue
         message = _refusal("producer" if place[0] == "producer" else "consumer", {place[-1]: value})
         # That a client can't be created may be due to what else is set.
-        if message and not message.startswith("Failed to create"):
+        if message and not message.startswith(_FAILED):
             refused = True
-            yield place, message
-    for client in () if refused else ("consumer", "producer"):
+            yield place, _no_such(place[-1]) if message.startswith(_UNKNOWN) else f"librdkafka refuses it: {message}"
+    if refused:
+        return
+    messages: dict[str, list[str]] = {}
+    for client in ("consumer", "producer"):
         relevant = {place: value for place, value in places.items() if len(place) == 1 or place[0] == client}
         settings = {p[-1]: value for p, value in relevant.items() if p[-1] not in _JUDGED_HERE}
         if settings and (message := _refusal(client, settings)):
-            yield (client,) if any(len(place) == 2 for place in relevant) else (), message
+            messages.setdefault(message.removeprefix(f"{_FAILED}{client}: "), []).append(client)
+    for message, clients in messages.items():
+        # What both clients are refused for is one mistake, made for every client.
+        own = len(clients) == 1 and any(place[0] == clients[0] for place in places)
+        yield (clients[0],) if own else (), f"librdkafka refuses it: {message}"
+
+
+def _no_such(name: str) -> str:
+    close = close_name(name)
+    return "no such option; " + (f"did you mean {close}?" if close else "allowed: librdkafka's CONFIGURATION.md")
 
 
 def _refusal(client: str, settings: Mapping[str, KafkaValue]) -> str | None:

@@ -290,11 +290,10 @@ def test_a_mistake_is_one_line(tmp_path, place, value, line):
             "kafka:9092",
             "kafka.producer.bootstrap.servers: can't be set: one address serves every client: set it in kafka",
         ),
-        (
-            "producer/linger.sm",
-            5,
-            'kafka.producer.linger.sm: librdkafka refuses it: No such configuration property: "linger.sm"',
-        ),
+        ("producer/linger.sm", 5, "kafka.producer.linger.sm: no such option; did you mean linger.ms?"),
+        ("fetch.wait.max.mss", 5, "kafka.fetch.wait.max.mss: no such option; did you mean fetch.wait.max.ms?"),
+        ("consumer/sasl.user", "me", "kafka.consumer.sasl.user: no such option; did you mean sasl.username?"),
+        ("zzz", 5, "kafka.zzz: no such option; allowed: librdkafka's CONFIGURATION.md"),
         (
             "producer/linger.ms",
             -3,
@@ -318,6 +317,21 @@ def test_a_mistake_is_one_line(tmp_path, place, value, line):
 )
 def test_a_mistake_in_kafka_settings(tmp_path, place, value, line):
     assert mistakes(tmp_path, changed(f"kafka/{place}", value)) == [line]
+
+
+@pytest.mark.parametrize("sections", [[], ["consumer", "producer"]], ids=["shared", "sections"])
+def test_what_both_clients_are_refused_for_is_told_once(tmp_path, sections):
+    kafka = {"security.protocol": "sasl_plaintext", "sasl.mechanism": "SCRAM-SHA-256"}
+    kafka |= {section: {"client.rack": "a"} for section in sections}
+    [line] = mistakes(tmp_path, changed("kafka", kafka))
+    assert line.startswith("kafka: librdkafka refuses it: ")
+    assert "sasl.username" in line
+
+
+def test_what_one_client_is_refused_for_is_told_of_its_section(tmp_path):
+    kafka = {"consumer": {"session.timeout.ms": 10, "max.poll.interval.ms": 5}}
+    [line] = mistakes(tmp_path, changed("kafka", kafka))
+    assert line.startswith("kafka.consumer: librdkafka refuses it: ")
 
 
 def test_stride_counts_only_where_it_is_used(tmp_path):
