@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
@@ -23,6 +24,8 @@ from pipeline.mistakes import Mistake, Place, SettingsError, mistake_lines, mist
 MAX_FILE_BYTES = 1 << 20
 
 _YAML_TAG = "tag:yaml.org,2002:"
+_NO_ALIAS = "an alias (*name) is not allowed; allowed: the value, in quotes where it begins with *"
+_NO_ANCHOR = "an anchor (&name) is not allowed; allowed: the value, in quotes where it begins with &"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -78,21 +81,34 @@ def _read_text(path: Path) -> str:
 
 def _compose(text: str, path: Path) -> Node | None:
     try:
-        root: Node | None = YAML(typ="safe", pure=True).compose(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.composer.warn_double_anchors = False  # each is refused
+        root: Node | None = yaml.compose(text)
     except ReaderError as err:
         line = text.count("\n", 0, err.position) + 1
-        raise SettingsError([f"{path}:{line}: is not YAML: the character {chr(err.character)!r}"]) from err
+        raise SettingsError(
+            [f"{path}:{line}: the character {chr(err.character)!r} is not allowed; allowed: what can be printed"]
+        ) from err
     except MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        # The problem of an alias names it, and the alias could be a password that begins with *.
-        problem = "an alias (*)" if "alias" in str(err.problem) else err.problem or err.context
-        raise SettingsError([f"{where}: is not YAML: {problem}"]) from err
+        raise SettingsError([f"{where}: {_problem(err)}"]) from err
     except (YAMLError, ValueError) as err:
         raise SettingsError([f"{path}: is not YAML: {err}"]) from err
     except RecursionError as err:
         raise SettingsError([f"{path}: is nested too deeply"]) from err
     return root
+
+
+def _problem(err: MarkedYAMLError) -> str:
+    """What is wrong, as a line of its own where ruamel's words are but half of one."""
+    problem = str(err.problem or err.context)
+    # The alias isn't named: it could be a password that begins with *.
+    if "alias" in problem or "alias" in str(err.context):
+        return _NO_ALIAS
+    if isinstance(err, ComposerError) and "another document" in problem:
+        return "a second document (after --- or ...) is not allowed; allowed: one document in a file"
+    return f"is not YAML: {problem}"
 
 
 class _Reading:
@@ -113,8 +129,10 @@ class _Reading:
         """The node's value made of dict, list, str, int, float, bool and None."""
         self.line_numbers.setdefault(place, node.start_mark.line + 1)
         if id(node) in self._seen:
-            return self._refuse(place, "an alias (*name) is not allowed; allowed: the value itself")
+            return self._refuse(place, _NO_ALIAS)
         self._seen.add(id(node))
+        if node.anchor:
+            return self._refuse(place, _NO_ANCHOR)
         if isinstance(node, MappingNode) and node.tag == _YAML_TAG + "map":
             return self._mapping(node, place)
         if isinstance(node, SequenceNode) and node.tag == _YAML_TAG + "seq":

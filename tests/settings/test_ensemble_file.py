@@ -38,12 +38,29 @@ def write(tmp_path):
         ("just text\n", "DIR/e.yaml: is no mapping of options; allowed: lines like 'name: reviews'"),
         (b"name: caf\xe9\n", "DIR/e.yaml:1: is not UTF-8: invalid continuation byte; save the file as UTF-8"),
         (b"a: b\n\xff\n", "DIR/e.yaml:2: is not UTF-8: invalid start byte; save the file as UTF-8"),
-        ("name: a\nb: \x00\n", "DIR/e.yaml:2: is not YAML: the character '\\x00'"),
+        (
+            "name: a\nb: \x00\n",
+            "DIR/e.yaml:2: the character '\\x00' is not allowed; allowed: what can be printed",
+        ),
         ("name: a\n\tb: c\n", "DIR/e.yaml:2: is not YAML: found character '\\t' that cannot start any token"),
         ("name: a: b\n", "DIR/e.yaml:1: is not YAML: mapping values are not allowed here"),
         ("name: [1\n", "DIR/e.yaml:2: is not YAML: expected ',' or ']', but got '<stream end>'"),
-        ("name: a\n---\nname: b\n", "DIR/e.yaml:2: is not YAML: but found another document"),
-        ("name: *hunter2\n", "DIR/e.yaml:1: is not YAML: an alias (*)"),
+        (
+            "name: a\n---\nname: b\n",
+            "DIR/e.yaml:2: a second document (after --- or ...) is not allowed; allowed: one document in a file",
+        ),
+        (
+            "name: a\n...\nname: b\n",
+            "DIR/e.yaml:3: a second document (after --- or ...) is not allowed; allowed: one document in a file",
+        ),
+        (
+            "name: *hunter2\n",
+            "DIR/e.yaml:1: an alias (*name) is not allowed; allowed: the value, in quotes where it begins with *",
+        ),
+        (
+            "name: a\nhttp: {host: *}\n",
+            "DIR/e.yaml:2: an alias (*name) is not allowed; allowed: the value, in quotes where it begins with *",
+        ),
         ("a: " + "[" * 600, "DIR/e.yaml: is nested too deeply"),
         ("#" * (MAX_FILE_BYTES + 1), "DIR/e.yaml: has more than 1048576 bytes: this is no ensemble file"),
     ],
@@ -86,12 +103,14 @@ def test_a_line_break_in_a_name_stays_on_one_line(write):
         ('http: {host: "\\ud800"}\n', "DIR/e.yaml:3: http.host: '\\ud800' is not allowed; allowed: a string"),
         ("? [a]\n: 1\n", "DIR/e.yaml:3: ?: sequence as a key is not allowed; allowed: a name"),
         (
-            "topics: &t {partitions: 1}\nhttp: *t\n",
-            "DIR/e.yaml:4: http: an alias (*name) is not allowed; allowed: the value itself",
+            "kafka: {sasl.password: &hunter2}\n",
+            "DIR/e.yaml:3: kafka.sasl.password: an anchor (&name) is not allowed; allowed: the value, in quotes where "
+            "it begins with &",
         ),
         (
             "topics: &t {requests: *t}\n",
-            "DIR/e.yaml:3: topics.requests: an alias (*name) is not allowed; allowed: the value itself",
+            "DIR/e.yaml:3: topics: an anchor (&name) is not allowed; allowed: the value, in quotes where it begins "
+            "with &",
         ),
         (
             "commit_interval_ms: " + "9" * 5000 + "\n",
@@ -101,6 +120,15 @@ def test_a_line_break_in_a_name_stays_on_one_line(write):
 )
 def test_yaml_that_settings_need_not(write, more, line):
     assert lines_of(write(VALID + more)) == [line]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_alias_and_each_anchor_is_a_mistake(write):
+    assert lines_of(write(VALID + "topics: &t {partitions: 1}\nhttp: *t\nengine: &t {}\n")) == [
+        "DIR/e.yaml:3: topics: an anchor (&name) is not allowed; allowed: the value, in quotes where it begins with &",
+        "DIR/e.yaml:4: http: an alias (*name) is not allowed; allowed: the value, in quotes where it begins with *",
+        "DIR/e.yaml:5: engine: an anchor (&name) is not allowed; allowed: the value, in quotes where it begins with &",
+    ]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
