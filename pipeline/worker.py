@@ -149,7 +149,7 @@ class Worker:
 
     def _shut_down(self) -> None:
         deadline = Deadline(self._drain_timeout_s)
-        log.info("draining %d records", self._assignment.records_in_flight)
+        log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
         leaving = threading.Thread(target=self._leave, args=(deadline,), name="leave", daemon=True)
         leaving.start()
         leaving.join(deadline.remaining_s() + _LEAVE_GRACE_S)
