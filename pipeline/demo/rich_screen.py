@@ -5,8 +5,10 @@ Needs rich, which comes with typer and with the extra `demo`; without it the scr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +35,7 @@ class RichScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._alive = ExitStack()
+        self._terminal = ExitStack()
         self._spinner: AbstractContextManager[object] | None = None
         self._bar: tuple[Progress, TaskID] | None = None
 
@@ -89,14 +92,32 @@ class RichScreen:
         self._console.print(summary.verdict, style="bold green" if summary.good else "bold red")
 
     def __enter__(self) -> Self:
+        self._terminal.enter_context(_control_characters_unseen())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._still()
+        self._terminal.close()
 
     def _still(self) -> None:
         """End what moves, and give the cursor back."""
         self._spinner = self._bar = None
         self._alive.close()
+
+
+@contextmanager
+def _control_characters_unseen() -> Iterator[None]:
+    """A ^C behind the bar would begin another line, and leave a bar behind that nobody erases."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    attributes = termios.tcgetattr(sys.stdin)
+    unseen = [*attributes]
+    unseen[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, unseen)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, attributes)

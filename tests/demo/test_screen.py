@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pty
+import termios
 
 import pytest
 from rich.console import Console
@@ -132,3 +134,18 @@ def test_json_leaves_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "Ready\n"
+
+
+def test_while_the_screen_is_drawn_on_the_terminal_does_not_write_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def writes_control_characters() -> bool:
+        return bool(termios.tcgetattr(terminal)[3] & termios.ECHOCTL)
+
+    _, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    with open(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        screen, _ = rich()
+        with screen:
+            assert not writes_control_characters()
+        assert termios.tcgetattr(terminal) == before
+        assert writes_control_characters()
