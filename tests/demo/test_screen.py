@@ -144,7 +144,7 @@ def test_while_the_screen_is_drawn_on_the_terminal_does_not_write_ctrl_c(monkeyp
     before = termios.tcgetattr(terminal)
     with open(terminal) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        screen, _ = rich()
+        screen, _ = on_terminal(80)
         with screen:
             assert not writes_control_characters()
         assert termios.tcgetattr(terminal) == before
