@@ -12,9 +12,9 @@ from pathlib import Path
 from engines.checkpoint import Checkpoint, CheckpointConfig, Pooling, find_checkpoint, load_checkpoint, read_config
 from engines.engine import open_engine
 from engines.errors import CheckpointError, EngineError, EngineUnavailable
-from engines.heads import PooledOutput, classification_head, load_head
+from engines.heads import Head, PooledOutput, check_outputs, classification_head, load_head
 from engines.rows import Engine
-from pipeline.errors import UserError, WorkerFailure
+from pipeline.errors import WorkerFailure
 from pipeline.model_settings import ModelSettings, Task
 from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
@@ -27,10 +27,11 @@ from stages.tokenize import TextTokenizer, TokenizeStage
 
 def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
-    with _translated_errors():
-        window = max_length(settings)
+    window = max_length(settings)
+    source = ("tokenizer", "source") if settings.tokenizer.source else ("models", 0, "source")
+    with _blaming(settings, *source):
         return TextTokenizer(
-            find_checkpoint(settings.tokenizer_source, relative_to=None),
+            _found(settings.tokenizer_source),
             max_length=window,
             long_texts=settings.tokenizer.long_texts,
             stride=settings.tokenizer.stride_in(window),
@@ -51,68 +52,95 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
 
     Raises UserError, WorkerFailure.
     """
-    with _translated_errors():
-        sharing: dict[Path, list[ModelSettings]] = {}
-        for model in settings.models:
-            sharing.setdefault(_folder(model), []).append(model)
-        engines = [_open_engine(settings, folder, models) for folder, models in sharing.items()]
-        return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
+    sharing: dict[Path, list[int]] = {}
+    for index in range(len(settings.models)):
+        sharing.setdefault(_folder(settings, index), []).append(index)
+    engines = [_open_engine(settings, folder, indices) for folder, indices in sharing.items()]
+    return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
 
 
 def open_postprocess_stage(settings: EnsembleSettings) -> PostprocessStage:
     """Each model's task. Raises UserError."""
-    with _translated_errors():
-        return PostprocessStage({model.name: _task_stage(model) for model in settings.models})
+    return PostprocessStage({model.name: _task_stage(settings, index) for index, model in enumerate(settings.models)})
 
 
 def max_length(settings: EnsembleSettings) -> int:
-    """Tokens of a window: the file's wish, else what the models' files say; never more than one of them can read."""
-    configs = [_config(model) for model in settings.models]
+    """Tokens of a window: the file's wish, else what the models' files say; never more than one of them can read.
+
+    Raises UserError.
+    """
+    configs = [_config(settings, index) for index in range(len(settings.models))]
     limit = min(config.max_positions for config in configs)
     wishes = [config.sentence.max_seq_length for config in configs if config.sentence]
     return min(settings.tokenizer.max_length or min((wish for wish in wishes if wish), default=limit), limit)
 
 
-def _folder(model: ModelSettings) -> Path:
-    return find_checkpoint(model.source, relative_to=None)
+# Models go by their index from here on: it is how the ensemble file's mistakes are told.
 
 
-def _config(model: ModelSettings) -> CheckpointConfig:
-    return read_config(_folder(model))
+def _folder(settings: EnsembleSettings, index: int) -> Path:
+    with _blaming(settings, "models", index, "source"):
+        return _found(settings.models[index].source)
 
 
-def _open_engine(settings: EnsembleSettings, folder: Path, models: Sequence[ModelSettings]) -> Engine:
+def _found(source: str) -> Path:
+    if Path(source).is_file():
+        raise CheckpointError(f"{source} is a file: name the folder that holds the model")
+    return find_checkpoint(source, relative_to=None)
+
+
+def _config(settings: EnsembleSettings, index: int) -> CheckpointConfig:
+    folder = _folder(settings, index)
+    with _blaming(settings, "models", index, "source"):
+        return read_config(folder)
+
+
+def _open_engine(settings: EnsembleSettings, folder: Path, indices: Sequence[int]) -> Engine:
     """With its weights on board; what was read of them is let go."""
-    checkpoint = load_checkpoint(folder)
-    return open_engine(
-        settings.engine.kind,
-        checkpoint,
-        [_output(model, checkpoint) for model in models],
-        threads=settings.engine.threads,
-        instances=settings.engine.instance_count,
-    )
+    with _blaming(settings, "models", indices[0], "source"):
+        checkpoint = load_checkpoint(folder)
+        return open_engine(
+            settings.engine.kind,
+            checkpoint,
+            [_output(settings, index, checkpoint) for index in indices],
+            threads=settings.engine.threads,
+            instances=settings.engine.instance_count,
+        )
 
 
-def _output(model: ModelSettings, checkpoint: Checkpoint) -> PooledOutput:
-    if _task(model, checkpoint) == "sentence-embedding":
-        head = None
-    elif model.head is not None:
-        head = load_head(model.head)
-    else:
+def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:
+    model = settings.models[index]
+    if _task(model, checkpoint) == "text-classification" and model.head is None:
         # The classifier that was trained with the encoder has its own pooling.
-        return PooledOutput(name=model.name, pooling="cls", normalize=False, head=classification_head(checkpoint))
+        with _blaming(settings, "models", index, "source"):
+            own = classification_head(checkpoint)
+        return PooledOutput(name=model.name, pooling="cls", normalize=False, head=own)
     pooling, normalize = _pooling(model, checkpoint)
-    return PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
+    head = _head(settings, index) if model.head is not None else None
+    output = PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
+    with _blaming(settings, "models", index, "head"):
+        check_outputs([output], hidden_size=int(checkpoint.config.hidden_size))
+    return output
 
 
-def _task_stage(model: ModelSettings) -> TaskStage:
+def _head(settings: EnsembleSettings, index: int) -> Head:
+    path = settings.models[index].head
+    assert path is not None
+    with _blaming(settings, "models", index, "head"):
+        if path.is_dir():
+            raise CheckpointError(f"head {path}: is a folder: name the safetensors file in it")
+        return load_head(path)
+
+
+def _task_stage(settings: EnsembleSettings, index: int) -> TaskStage:
     """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
-    config = _config(model)
+    model = settings.models[index]
+    config = _config(settings, index)
     if _task(model, config) == "sentence-embedding":
         _, normalize = _pooling(model, config)
         return SentenceEmbedding(width=int(config.config.hidden_size), normalize=normalize)
     if model.head is not None:
-        return TextClassification(load_head(model.head).labels, top_k=model.top_k)
+        return TextClassification(_head(settings, index).labels, top_k=model.top_k)
     return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))
 
 
@@ -139,10 +167,19 @@ def _pooling(model: ModelSettings, config: CheckpointConfig) -> tuple[Pooling, b
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _blaming(settings: EnsembleSettings, *place: str | int) -> Iterator[None]:
+    """What a person must change is told of this place in the ensemble file."""
     try:
         yield
-    except (CheckpointError, EngineUnavailable, TokenizerError) as err:
-        raise UserError(str(err)) from err
+    except CheckpointError as err:
+        raise settings.mistake(*place, message=str(err)) from err
+    except EngineUnavailable as err:
+        raise settings.mistake("engine", "kind", message=str(err)) from err
+    except TokenizerError as err:
+        # It begins with its option, and doesn't know that the source may be the first model's.
+        option, _, message = str(err).partition(": ")
+        raise settings.mistake(
+            *(place if option == "tokenizer.source" else option.split(".")), message=message
+        ) from err
     except EngineError as err:  # a library that can't build the graph
         raise WorkerFailure(str(err)) from err

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.assembly import max_length, open_tokenize_stage
+from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
+from pipeline.http import host_refusal
 from pipeline.reach import reach_broker
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
@@ -27,36 +28,53 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
         found.append(load_ensemble(file, bootstrap=bootstrap, environ=os.environ))
         return f"{file}, {_counted(len(found[0].models), 'model')}"
 
-    if not _check("file", read_file):
+    succeeds = _Checks()
+    if not succeeds("file", read_file):
         return EXIT_USER_ERROR
     settings = found[0]
     loaded: list[Ensemble] = []
 
-    def load() -> str:
-        loaded.append(Ensemble(settings))
+    def load_models() -> str:
+        if tokenizer_loads:
+            loaded.append(Ensemble(settings))
+        else:
+            _load_without_tokenizer(settings)
         engine = settings.engine
         return f"{engine.kind}, {_counted(engine.instance_count, 'instance')} of {_counted(engine.threads, 'thread')}"
 
-    broker_answers = _check(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
-    topics_fit = broker_answers and _check("topics", lambda: _topics(settings, fused=fused))
-    tokenizer_loads = _check(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
-    models_load = _check("models " + ", ".join(model.name for model in settings.models), load)
-    answers = models_load and _check("one text", lambda: _one_text(loaded[0]))
-    return 0 if topics_fit and tokenizer_loads and answers else EXIT_USER_ERROR
+    host_is_ours = succeeds(f"http {settings.http.host}", lambda: _http(settings))
+    broker_answers = succeeds(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
+    topics_fit = broker_answers and succeeds("topics", lambda: _topics(settings, fused=fused))
+    tokenizer_loads = succeeds(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
+    models_load = succeeds("models " + ", ".join(model.name for model in settings.models), load_models)
+    answers = models_load and tokenizer_loads and succeeds("one text", lambda: _one_text(loaded[0]))
+    return 0 if host_is_ours and topics_fit and answers else EXIT_USER_ERROR
 
 
-def _check(name: str, run: Callable[[], str]) -> bool:
-    try:
-        detail = run()
-    except UserError as err:
-        for line in err.lines:
-            print(f"FAILED  {name}: {line}", flush=True)
-        return False
-    except WorkerFailure as err:
-        print(f"FAILED  {name}: {err}", flush=True)
-        return False
-    print(f"ok      {name}: {detail}", flush=True)
-    return True
+class _Checks:
+    """Runs checks and prints what they come to. What was told of one isn't told again of the next."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, name: str, run: Callable[[], str]) -> bool:
+        """Whether it succeeds."""
+        try:
+            detail = run()
+        except (UserError, WorkerFailure) as err:
+            for line in err.lines if isinstance(err, UserError) else [str(err)]:
+                if line not in self._told:
+                    print(f"FAILED  {name}: {line}", flush=True)
+                self._told.add(line)
+            return False
+        print(f"ok      {name}: {detail}", flush=True)
+        return True
+
+
+def _http(settings: EnsembleSettings) -> str:
+    if refusal := host_refusal(settings.http.host):
+        raise settings.mistake("http", "host", message=refusal)
+    return "an address of this machine"
 
 
 def _broker(settings: EnsembleSettings) -> str:
@@ -73,6 +91,12 @@ def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
 def _tokenizer(settings: EnsembleSettings) -> str:
     open_tokenize_stage(settings)
     return f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
+
+
+def _load_without_tokenizer(settings: EnsembleSettings) -> None:
+    """What else can be wrong with the models."""
+    open_postprocess_stage(settings)
+    open_encode_stage(settings).close()
 
 
 def _one_text(ensemble: Ensemble) -> str:

@@ -193,8 +193,8 @@ def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task =
 def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
     """Check an ensemble from file to prediction.
 
-    A line for each check: the file, the broker, the topics, the tokenizer, the models, one text. Exit code 2 where one
-    fails.
+    A line for each check: the file, the HTTP address, the broker, the topics, the tokenizer, the models, one text. Exit
+    code 2 where one fails.
     """
     from pipeline.check import check as run_check
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -27,13 +27,25 @@ _YAML_TAG = "tag:yaml.org,2002:"
 _NO_ALIAS = "an alias (*name) is not allowed; allowed: the value, in quotes where it begins with *"
 _NO_ANCHOR = "an anchor (&name) is not allowed; allowed: the value, in quotes where it begins with &"
 
-Model = TypeVar("Model", bound=BaseModel)
-
 
 class Section(BaseModel):
     """A mapping of the file: no option it doesn't know, no value of another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class WholeFile(Section):
+    """The outermost mapping. Keeps where its values were read, for mistakes that show only when they are used."""
+
+    _origin: str = PrivateAttr(default="")
+    _line_numbers: Mapping[Place, int] = PrivateAttr(default_factory=dict)
+
+    def mistake(self, *place: str | int, message: str) -> SettingsError:
+        """What is wrong with the value at `place`, to be raised."""
+        return SettingsError(list(mistake_lines([(place, message)], self._origin, self._line_numbers)))
+
+
+Model = TypeVar("Model", bound=WholeFile)
 
 
 def read_settings(path: Path, model: type[Model]) -> Model:
@@ -52,6 +64,7 @@ def read_settings(path: Path, model: type[Model]) -> Model:
     mistakes = [mistake for mistake in mistakes if not reading.refused_at(mistake[0])] + reading.mistakes
     if settings is None or mistakes:
         raise SettingsError(list(mistake_lines(mistakes, str(path), reading.line_numbers)))
+    settings._origin, settings._line_numbers = str(path), reading.line_numbers
     return settings
 
 
@@ -60,6 +73,7 @@ def validate_settings(data: Mapping[str, Any], model: type[Model], *, origin: st
     settings, mistakes = _validated(data, model, {})
     if settings is None:
         raise SettingsError(list(mistake_lines(mistakes, origin, {})))
+    settings._origin = origin
     return settings
 
 

@@ -8,6 +8,7 @@ Daemon threads: nothing here ever holds up a worker that stops.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import socket
@@ -32,6 +33,7 @@ _REQUEST_TIMEOUT_S = 5.0
 # How late close() is noticed, against wake-ups of an idle process.
 _POLL_S = 0.2
 
+_OUR_HOSTS = "an address or a name of this machine"
 _JSON = "application/json"
 _Page = tuple[HTTPStatus, str, bytes]
 
@@ -75,6 +77,17 @@ class HealthServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def host_refusal(host: str) -> str | None:
+    """Why this machine can't listen on an address, by taking a port of it for a moment; None where it can."""
+    try:
+        family, address = _address(host, 0)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as err:
+        return f"can't listen on {host}: {_reason(err)}; allowed: {_OUR_HOSTS}"
+    return None
 
 
 class _Server(ThreadingHTTPServer):
@@ -148,12 +161,21 @@ def _status(good: bool) -> HTTPStatus:
 
 
 def _open(host: str, port: int, page: Callable[[str, str], _Page]) -> _Server:
-    name = host.removeprefix("[").removesuffix("]")
     try:
-        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        family, address = _address(host, port)
         return _Server(address, family, page)
     except (OSError, UnicodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
-        raise SettingsError(
-            [f"http: can't listen on {host}, port {port}: {reason}; set http.host and http.port, port 0 for any"]
-        ) from err
+        message = f"can't listen on {host}, port {port}: {_reason(err)}; allowed:"
+        if isinstance(err, OSError) and err.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise SettingsError([f"http.port: {message} another one, or 0 for any"]) from err
+        raise SettingsError([f"http.host: {message} {_OUR_HOSTS}"]) from err
+
+
+def _address(host: str, port: int) -> tuple[int, Any]:
+    name = host.removeprefix("[").removesuffix("]")
+    family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+    return family, address
+
+
+def _reason(err: OSError | UnicodeError) -> str:
+    return err.strerror if isinstance(err, OSError) and err.strerror else str(err)

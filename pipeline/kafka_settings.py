@@ -38,6 +38,7 @@ _DELIVERY: dict[str, tuple[frozenset[KafkaValue], str]] = {
     "request.required.acks": (_ALL, "all"),
     "enable.idempotence": (frozenset({True, "true"}), "true"),
 }
+_KAFKA_VALUES = "a string, a number, true, false"
 # How librdkafka begins what it says of a name that it doesn't know.
 _UNKNOWN = "No such configuration property"
 # How the client begins what speaks against all its settings together.
@@ -63,9 +64,11 @@ def checked_servers(servers: str) -> str:
 def _kafka_value(value: object) -> object:
     # The value itself isn't told: it may be a password.
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise ValueError("a number of more than 64 bits is not allowed; allowed: a string, a number, true, false")
+        raise ValueError(f"a number of more than 64 bits is not allowed; allowed: {_KAFKA_VALUES}")
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{shown(value)} is not allowed; allowed: a string, a number, true, false")
+        raise ValueError(f"{shown(value)} is not allowed; allowed: {_KAFKA_VALUES}")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # the client can't encode it, and breaks
+        raise ValueError(f"half of a surrogate pair is not allowed; allowed: {_KAFKA_VALUES}")
     return value
 
 

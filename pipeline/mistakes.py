@@ -70,7 +70,7 @@ def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[Mistake]
 
 
 def mistake_lines(mistakes: Sequence[Mistake], origin: str, line_numbers: Mapping[Place, int]) -> Iterator[str]:
-    """A line for each, in the file's order; `origin` is the file, or what else the values came from."""
+    """A line for each, in the file's order; `origin` is the file, or what else the values came from, if anything."""
 
     def line_of(place: Place) -> int:
         """The line of the value, or of the mapping that it is missing from; 0 for the whole file."""
@@ -78,7 +78,7 @@ def mistake_lines(mistakes: Sequence[Mistake], origin: str, line_numbers: Mappin
 
     for line, place, message in sorted(((line_of(place), place, text) for place, text in mistakes), key=lambda m: m[0]):
         where = f"{origin}:{line}" if line else origin
-        yield f"{where}: {_path(place)}: {message}" if place else f"{where}: {message}"
+        yield ": ".join(part for part in (where, _path(place), message) if part)
 
 
 def _mistakes(error: ErrorDetails, model: type[BaseModel]) -> Iterator[Mistake]:

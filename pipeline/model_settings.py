@@ -23,6 +23,8 @@ def _source(source: str, info: ValidationInfo) -> str:
     """A folder becomes its absolute path; what is no folder and looks like no path is a package's name."""
     path = _resolved(Path(source), info)
     looks_like_path = "/" in source or source.startswith(("~", "."))
+    # A file is told as such when it is loaded. It comes before no package: a package may be called like one.
+    looks_like_path |= os.path.isfile(path) and not source.replace("-", "_").isidentifier()
     return str(path) if looks_like_path or os.path.isdir(path) else source
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.engine_settings import BatchingSettings, EngineSettings
-from pipeline.ensemble_file import Section, read_settings, validate_settings
+from pipeline.ensemble_file import Section, WholeFile, read_settings, validate_settings
 from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
 from pipeline.model_settings import ModelSettings, TokenizerSettings
@@ -66,10 +67,21 @@ class TopicSettings(Section):
     """Default `<name>.dead-letters`."""
 
 
+def _host(host: str) -> str:
+    """An address, or what may be a machine's name: a label that is a number makes no name. Raises ValueError."""
+    try:
+        ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        if not re.fullmatch(r"([A-Za-z0-9_-]+\.)*(?![0-9]+$)[A-Za-z0-9_-]+", host):
+            allowed = "an address or a name of this machine, such as 127.0.0.1, 0.0.0.0, ::1"
+            raise ValueError(f"{shown(host)} is not allowed; allowed: {allowed}") from None
+    return host
+
+
 class HttpSettings(Section):
     """Where each worker answers `/metrics` and `/v2/health/...`."""
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """The address to listen on. Only this machine's own programs reach 127.0.0.1; 0.0.0.0 lets Prometheus in."""
 
     port: int = Field(default=8002, ge=0, le=65_533)
@@ -93,7 +105,7 @@ class TopicNames:
     dead_letters: str
 
 
-class EnsembleSettings(Section):
+class EnsembleSettings(WholeFile):
     """Everything that the ensemble file says."""
 
     name: Name

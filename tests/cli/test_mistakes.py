@@ -44,7 +44,7 @@ def one_line(found: Any) -> str:
         (["predict"], "predict: give either an ensemble file or --model DIR_OR_PACKAGE"),
         (["predict", "e.yaml", "--model", "m"], "predict: give either an ensemble file or --model DIR_OR_PACKAGE"),
         (["predict", "e.yaml", "--task", "sentence-embedding"], "predict: --task goes with --model; an ensemble file"),
-        (["predict", "--model", "no-such-model"], "model 'no-such-model': neither a folder ("),
+        (["predict", "--model", "no-such-model"], "--model: models[0].source: model 'no-such-model': neither "),
         (["broker", "--topic", "t"], "topic 't': write it as NAME:PARTITIONS, such as reviews.requests:4"),
         (["broker", "--host", "0.0.0.0"], "the embedded broker listens on 127.0.0.1 only, not on 0.0.0.0"),
     ],
@@ -145,7 +145,7 @@ def test_run_on_a_port_that_is_taken(penstock: Penstock, ensemble: WriteEnsemble
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         says = one_line(penstock("run", "encode", ensemble(), "--http-port", str(port)))
-    assert says.startswith(f"http: can't listen on 127.0.0.1, port {port}: Address already in use; set http.host")
+    assert says.startswith(f"http.port: can't listen on 127.0.0.1, port {port}: Address already in use; ")
 
 
 @pytest.mark.broker

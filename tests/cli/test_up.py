@@ -171,7 +171,7 @@ def test_a_stage_whose_port_is_taken_stops_all_of_them(
         log = tmp_path / "log"
         with running("--log-level", "error", "up", file, "--fused", log=log) as process:
             assert process.wait(WAIT_S) == 2
-    assert [line.partition("http: ")[2][:12] for line in log.read_text().splitlines()[:1]] == ["can't listen"]
+    assert [line.partition("http.port: ")[2][:12] for line in log.read_text().splitlines()[:1]] == ["can't listen"]
 
 
 def test_the_embedded_broker_says_its_address_and_stops_when_told(tmp_path: Path) -> None:

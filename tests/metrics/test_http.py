@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
 import socket
 
 import pytest
 
 from pipeline import http as served
-from pipeline.http import HealthServer
+from pipeline.http import HealthServer, host_refusal
 from pipeline.metrics import WorkerMetrics
 from pipeline.mistakes import SettingsError
 
@@ -112,8 +113,8 @@ def test_a_busy_port_is_one_line(serve):
     with pytest.raises(SettingsError) as caught:
         serve(port=first.port)
     assert caught.value.lines == (
-        f"http: can't listen on 127.0.0.1, port {first.port}: Address already in use; "
-        "set http.host and http.port, port 0 for any",
+        f"http.port: can't listen on 127.0.0.1, port {first.port}: Address already in use; "
+        "allowed: another one, or 0 for any",
     )
 
 
@@ -121,7 +122,18 @@ def test_a_host_that_is_not_this_machine_is_one_line(serve):
     with pytest.raises(SettingsError) as caught:
         serve(host="192.0.2.1")
     assert len(caught.value.lines) == 1
-    assert caught.value.lines[0].startswith("http: can't listen on 192.0.2.1, port 0: ")
+    assert caught.value.lines[0].startswith("http.host: can't listen on 192.0.2.1, port 0: ")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_host_of_this_machine_is_found_out_without_keeping_a_port(host):
+    assert host_refusal(host) is None
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "a" * 64 + ".org"])
+def test_a_host_that_is_not_ours_is_refused_with_the_systems_reason(host):
+    refusal = host_refusal(host)
+    assert re.fullmatch(rf"can't listen on {host}: \S.*; allowed: an address or a name of this machine", refusal or "")
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])

