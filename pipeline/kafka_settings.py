@@ -17,6 +17,9 @@ KafkaValue = str | int | float | bool
 
 DEFAULT_BOOTSTRAP_SERVERS = "127.0.0.1:9092"
 
+# What an address may begin with, as in ssl://kafka:9093.
+_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+
 _OWNED = "Penstock commits an offset only when what was made of it is delivered"
 _REFUSED_KAFKA_SETTINGS: dict[str, str] = {
     "enable.auto.commit": _OWNED,
@@ -55,9 +58,14 @@ def is_secret(path: str) -> bool:
 def checked_servers(servers: str) -> str:
     """The brokers' addresses as they are. Raises ValueError."""
     for server in servers.split(","):
-        address = re.fullmatch(r"\s*([A-Za-z_0-9]+://)?(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?\s*", server)
+        address = re.fullmatch(
+            rf"\s*((?i:{'|'.join(_PROTOCOLS)})://)?(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(\d{{1,5}}))?\s*", server
+        )
         if not address or int(address[4] or 1) not in range(1, 65536):
-            raise ValueError(f"{shown(servers)} is not allowed; allowed: host:port, several with commas between")
+            before = f"; before it at most {', '.join(_PROTOCOLS)} and ://" if "://" in server else ""
+            raise ValueError(
+                f"{shown(servers)} is not allowed; allowed: host:port, several with commas between{before}"
+            )
     return servers
 
 

@@ -18,18 +18,24 @@ from pipeline.topics import broker_metadata
 _BUDGET_S = 10.0
 # How late Ctrl-C is noticed: nothing interrupts librdkafka while it waits.
 _LOOK_S = 0.5
+# What librdkafka says where each address begins with another protocol than security.protocol: it takes none of them.
+_NO_BROKER_OF_THE_PROTOCOL = "No brokers configured"
 
 
 def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminClient:
     """A client of a broker that has answered.
 
-    Raises UserError: one line with the address and librdkafka's own reason.
+    Raises UserError: one line with the address and librdkafka's own reason, at once where no time can help.
     """
+    address = kafka.bootstrap_servers
     reasons: list[str] = []
+    unresolved: set[str] = set()
 
     def note(error: KafkaError) -> None:
+        if error.code() == KafkaError._RESOLVE:
+            unresolved.add(error.str().partition("/")[0])
         # That all brokers are down follows from why each of them is, which was told before.
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or error.str() == _NO_BROKER_OF_THE_PROTOCOL:
             reasons[:] = [error.str()]
 
     admin = clients.admin(kafka.client_settings(), on_error=note)
@@ -39,9 +45,18 @@ def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminC
             admin.list_topics(timeout=_LOOK_S)
         except KafkaException as err:
             admin.poll(0)
+            reason = reasons[0] if reasons else err.args[0].str()
+            if reason == _NO_BROKER_OF_THE_PROTOCOL:
+                raise UserError(
+                    f"no broker is asked at {address}: what stands before :// is not kafka.security.protocol; "
+                    "leave it out, or set that"
+                ) from err
+            if len(unresolved) == len(address.split(",")):
+                raise UserError(
+                    f"no broker is found at {address} ({reason}): correct kafka.bootstrap.servers or --bootstrap; "
+                    "allowed: host:port"
+                ) from err
             if deadline.expired:
-                reason = reasons[0] if reasons else err.args[0].str()
-                address = kafka.bootstrap_servers
                 raise UserError(
                     f"no broker answers at {address} within {budget_s:g} s ({reason}): start one, or correct "
                     "kafka.bootstrap.servers or --bootstrap"

@@ -193,17 +193,18 @@ def load_ensemble(
 ) -> EnsembleSettings:
     """The ensemble file at `path`.
 
-    `bootstrap`, a command's flag, comes before PENSTOCK_BOOTSTRAP_SERVERS in `environ`, and that before the file.
-    Raises SettingsError with one line for every mistake.
+    `bootstrap`, a command's flag, comes before PENSTOCK_BOOTSTRAP_SERVERS in `environ`, and that before the file. A
+    variable that is empty counts as not set; a flag that is empty is a mistake. Raises SettingsError with one line for
+    every mistake.
     """
     settings = read_settings(Path(path), EnsembleSettings)
-    override = bootstrap or (environ or {}).get(BOOTSTRAP_VARIABLE)
-    if not override:
+    override = bootstrap if bootstrap is not None else (environ or {}).get(BOOTSTRAP_VARIABLE) or None
+    if override is None:
         return settings
     try:
         servers = checked_servers(override)
     except ValueError as err:
-        raise SettingsError([f"{'--bootstrap' if bootstrap else BOOTSTRAP_VARIABLE}: {err}"]) from err
+        raise SettingsError([f"{BOOTSTRAP_VARIABLE if bootstrap is None else '--bootstrap'}: {err}"]) from err
     return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": servers})})
 
 

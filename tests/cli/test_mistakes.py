@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import reach
 from pipeline.broker import BrokerProcess
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, WriteEnsemble, environment, run_process, start_process
 
@@ -83,9 +84,46 @@ def test_a_file_that_is_not_there_or_has_mistakes(penstock: Penstock, tmp_path: 
     )
 
 
-def test_an_address_that_is_none(penstock: Penstock, ensemble: WriteEnsemble) -> None:
-    says = "'a b' is not allowed; allowed: host:port, several with commas between"
-    assert one_line(penstock("topics", ensemble(), "--bootstrap", "a b")) == f"--bootstrap: {says}"
+@pytest.mark.parametrize("address", ["a b", "", "http://x:1"], ids=["blank", "empty", "scheme"])
+@pytest.mark.parametrize(
+    "command", [["topics"], ["consume"], ["demo", "--ensemble"]], ids=["topics", "consume", "demo"]
+)
+def test_an_address_that_is_none(penstock: Penstock, ensemble: WriteEnsemble, command: list[str], address: str) -> None:
+    says = one_line(penstock(*command, ensemble(), "--bootstrap", address))
+    assert says.startswith(f"--bootstrap: '{address}' is not allowed; allowed: host:port, several with commas between")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is looked for to the end of the time fails the test: it gets an hour."""
+    monkeypatch.setitem(reach.reach_broker.__kwdefaults__, "budget_s", 3600.0)
+    monkeypatch.setattr(reach, "_LOOK_S", 0.1)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    "address",
+    ["nowhere.invalid:9092", "nowhere.invalid", "no.invalid:1,none.invalid:2"],
+    ids=["one", "portless", "two"],
+)
+def test_a_host_that_is_not_known_is_told_at_once(penstock: Penstock, ensemble: WriteEnsemble, address: str) -> None:
+    says = one_line(penstock("topics", ensemble(), "--bootstrap", address))
+    assert re.fullmatch(
+        rf"no broker is found at {re.escape(address)} \(.*Failed to resolve .*\): correct .*; allowed: host:port", says
+    )
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_addresses_of_another_protocol_are_told_at_once(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    says = one_line(penstock("topics", ensemble(), "--bootstrap", "ssl://127.0.0.1:1"))
+    assert says.startswith("no broker is asked at ssl://127.0.0.1:1: what stands before :// is not kafka.security.")
+
+
+@pytest.mark.broker
+@pytest.mark.usefixtures("no_waiting")
+def test_one_host_that_is_known_is_enough(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess) -> None:
+    found = penstock("topics", ensemble(bootstrap=f"nowhere.invalid:1,{kafka.bootstrap}"))
+    assert (found.code, "doesn't exist" in found.out) == (1, True)
 
 
 @pytest.mark.usefixtures("broker_looked_for_briefly")

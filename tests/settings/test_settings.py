@@ -281,6 +281,12 @@ def test_a_mistake_is_one_line(tmp_path, place, value, line):
             "",
             "kafka.bootstrap.servers: '' is not allowed; allowed: host:port, several with commas between",
         ),
+        (
+            "bootstrap.servers",
+            "http://kafka:9092",
+            "kafka.bootstrap.servers: 'http://kafka:9092' is not allowed; allowed: host:port, several with commas "
+            "between; before it at most PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL and ://",
+        ),
         ("consumer", [], "kafka.consumer: a list is not allowed; allowed: a mapping"),
         (
             "sasl.password",
@@ -386,11 +392,15 @@ def test_the_flag_comes_before_the_environment_and_that_before_the_file(tmp_path
     assert servers(environ={"PENSTOCK_BOOTSTRAP_SERVERS": ""}) == "kafka-1:9092,kafka-2:9092"
     assert servers(environ=environ) == "env:1"
     assert servers(environ=environ, bootstrap="[::1]:9092") == "[::1]:9092"
+    assert servers(bootstrap="sasl_ssl://a:1,SSL://b") == "sasl_ssl://a:1,SSL://b"
 
 
 def test_a_mistake_in_an_override_names_the_override(tmp_path):
     allowed = "allowed: host:port, several with commas between"
     assert mistakes(tmp_path, FULL, bootstrap="a b") == [f"--bootstrap: 'a b' is not allowed; {allowed}"]
+    assert mistakes(tmp_path, FULL, bootstrap="", environ={"PENSTOCK_BOOTSTRAP_SERVERS": "a:1"}) == [
+        f"--bootstrap: '' is not allowed; {allowed}"
+    ]
     assert mistakes(tmp_path, FULL, environ={"PENSTOCK_BOOTSTRAP_SERVERS": "a:0"}) == [
         f"PENSTOCK_BOOTSTRAP_SERVERS: 'a:0' is not allowed; {allowed}"
     ]
