@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.mock_cluster import CONSUMER_SETTINGS, EmbeddedBroker, MockClusterError, check_topic
-from pipeline.supervisor import child_environment, parent_gone
+from pipeline.parent import child_environment, parent_gone
 
 __all__ = [
     "CONSUMER_SETTINGS",

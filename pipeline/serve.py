@@ -22,9 +22,10 @@ from pipeline.http import HealthServer
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
+from pipeline.parent import parent_gone
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
-from pipeline.supervisor import RESTARTS, parent_gone
+from pipeline.supervisor import RESTARTS
 from pipeline.topics import TopicError, require_topics, wanted_topics
 from pipeline.worker import Worker
 from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack, encode_pack, source_of

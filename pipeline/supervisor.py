@@ -1,7 +1,7 @@
 """Child processes that are started again when they die, and drained when it is time to stop.
 
 A child leads its own session, so that Ctrl-C in a terminal reaches the supervisor alone, which then asks each child
-with SIGTERM to drain. A child whose supervisor is gone sees it by `parent_gone`.
+with SIGTERM to drain. A child whose supervisor is gone sees it by `pipeline.parent.parent_gone`.
 
 What it does not know: whether a child that runs also works. That is for the child's health endpoint, and for the
 child itself: one that can't go on exits.
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from pipeline.deadline import Deadline
 from pipeline.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
+from pipeline.parent import child_environment
 
 log = logging.getLogger("penstock.supervisor")
 
-PARENT_PID = "PENSTOCK_PARENT_PID"
 RESTARTS = "PENSTOCK_RESTARTS"
 DRAIN_BUDGET_S = 30.0  # the grace that Kubernetes and `docker stop -t 30` give
 
@@ -66,21 +66,6 @@ class RestartCount:
         """The child died after `lived_s`: wait this long before the next start; None: give up."""
         self.deaths = 1 if lived_s >= self._policy.healthy_s else self.deaths + 1
         return self._policy.delay_s(self.deaths)
-
-
-def child_environment() -> dict[str, str]:
-    """This process's environment for a child that watches its parent with `parent_gone`."""
-    return os.environ | {PARENT_PID: str(os.getpid())}
-
-
-def parent_gone() -> bool:
-    """Whether the supervisor that started this process has died. False for a process that a person started.
-
-    A supervised worker asks now and then, drains and exits. The supervisor must be the direct parent: a shell
-    between the two counts as its death.
-    """
-    parent = os.environ.get(PARENT_PID)
-    return parent is not None and os.getppid() != int(parent)
 
 
 class _Child:

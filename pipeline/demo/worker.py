@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from pipeline.exit_codes import EXIT_FAILED
-from pipeline.supervisor import parent_gone
+from pipeline.parent import parent_gone
 
 _LOOK_S = 0.5
 # A worker of another's broker drains what it has read in 3 s.

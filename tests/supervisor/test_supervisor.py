@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.deadline import Deadline
-from pipeline.supervisor import PARENT_PID, RestartPolicy, Supervisor, child_environment, parent_gone
+from pipeline.parent import PARENT_PID, child_environment, parent_gone
+from pipeline.supervisor import RestartPolicy, Supervisor
 
 pytestmark = pytest.mark.processes
 
@@ -190,7 +191,7 @@ def test_a_program_that_goes_away_counts_as_a_death(children: Children, supervis
 def test_children_see_that_their_supervisor_is_gone() -> None:
     watcher = (
         "import os, time\n"
-        "from pipeline.supervisor import parent_gone\n"
+        "from pipeline.parent import parent_gone\n"
         "print(os.getpid(), parent_gone(), flush=True)\n"
         "while not parent_gone(): time.sleep(0.01)\n"
         "print('gone', flush=True)\n"
