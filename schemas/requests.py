@@ -7,6 +7,8 @@ from its place: `topic/partition/offset`, so that a repeat of the same record ca
 
 from __future__ import annotations
 
+import codecs
+import re
 from typing import Literal
 
 import msgspec
@@ -34,6 +36,11 @@ class Request(msgspec.Struct, frozen=True):
     headers: Headers
     source: Source
 
+
+# Escapes of JSON in a row: a backslash that is escaped or a whole pair is passed over, half of a pair is caught.
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
 
 _decoder = msgspec.json.Decoder(RequestBody)
 
@@ -68,12 +75,24 @@ def _decode_json(value: bytes) -> RequestBody:
     except msgspec.ValidationError as err:
         raise BadRecord(Reason.BAD_REQUEST, f'{err}; a request is {{"text": "..."}}') from err
     except msgspec.DecodeError as err:
-        _decode_utf8(value)
-        raise BadRecord(Reason.NOT_JSON, f"{err}; plain text needs requests.format: text") from err
+        raise _no_json(value, str(err)) from err
     except UnicodeDecodeError as err:
         raise BadRecord(Reason.NOT_UTF8, str(err)) from err
     except RecursionError as err:
         raise BadRecord(Reason.BAD_REQUEST, "the JSON is nested too deeply") from err
+
+
+def _no_json(value: bytes, message: str) -> BadRecord:
+    """What to say of a value that the decoder can't read; its own words don't fit all."""
+    _decode_utf8(value)
+    if not value.strip():
+        return BadRecord(Reason.NOT_JSON, 'the value is empty; a request is {"text": "..."}')
+    if value.startswith(codecs.BOM_UTF8):
+        return BadRecord(Reason.NOT_JSON, "the value begins with a byte-order mark, which JSON doesn't allow")
+    half = next(filter(None, _HALF_PAIR.findall(value)), None)
+    if half:
+        return BadRecord(Reason.BAD_REQUEST, f"{half.decode()} is half of a surrogate pair: send both or neither")
+    return BadRecord(Reason.NOT_JSON, f"{message}; plain text needs requests.format: text")
 
 
 def _decode_utf8(value: bytes) -> str:

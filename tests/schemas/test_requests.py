@@ -111,9 +111,9 @@ DEEP = 100_000
         (b'\xef\xbb\xbf{"text": "a"}', Reason.NOT_JSON),
         (b'{"text": NaN}', Reason.NOT_JSON),
         (b"Infinity", Reason.NOT_JSON),
-        (b'{"text": "\\ud800"}', Reason.NOT_JSON),
-        (b'{"text": "\\udc00 and more"}', Reason.NOT_JSON),
-        (b'{"text": "a", "id": "\\ud800 and more"}', Reason.NOT_JSON),
+        (b'{"text": "\\ud800"}', Reason.BAD_REQUEST),
+        (b'{"text": "\\udc00 and more"}', Reason.BAD_REQUEST),
+        (b'{"text": "a", "id": "\\ud800 and more"}', Reason.BAD_REQUEST),
         (b"null", Reason.BAD_REQUEST),
         (b"5", Reason.BAD_REQUEST),
         (b'"a"', Reason.BAD_REQUEST),
@@ -161,6 +161,36 @@ def test_of_a_field_given_twice_the_last_counts_as_in_every_json_reader() -> Non
 
 def test_the_message_tells_plain_text_producers_what_to_do() -> None:
     assert refusal(b"plain text").message.endswith("plain text needs requests.format: text")
+
+
+@pytest.mark.parametrize("value", [b"", b" ", b"\r\n\t "])
+def test_an_empty_value_is_called_so(value: bytes) -> None:
+    assert str(refusal(value)) == 'not_json: the value is empty; a request is {"text": "..."}'
+
+
+@pytest.mark.parametrize("value", [b'\xef\xbb\xbf{"text": "a"}', b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_called_so(value: bytes) -> None:
+    assert str(refusal(value)) == "not_json: the value begins with a byte-order mark, which JSON doesn't allow"
+
+
+@pytest.mark.parametrize(
+    ("value", "half"),
+    [
+        (rb'{"text": "\ud800"}', r"\ud800"),
+        (rb'{"text": "\uDBFF and more"}', r"\uDBFF"),
+        (rb'{"text": "\udc00"}', r"\udc00"),
+        (rb'{"text": "\ud83d\ude00 \ud83d\ud83d\ude00"}', r"\ud83d"),
+        (rb'{"text": "\\\ud800"}', r"\ud800"),
+        (rb'{"\ud800": 1}', r"\ud800"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named(value: bytes, half: str) -> None:
+    assert str(refusal(value)) == f"bad_request: {half} is half of a surrogate pair: send both or neither"
+
+
+@pytest.mark.parametrize("value", [rb'{"text": "\\ud800"', rb'{"text": "\ud83d\ude00"', b'{"text": "a"'])
+def test_json_that_is_cut_off_is_called_so(value: bytes) -> None:
+    assert refusal(value).message == "Input data was truncated; plain text needs requests.format: text"
 
 
 def test_the_message_names_the_field_and_shows_what_a_request_is() -> None:
