@@ -12,9 +12,8 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Self
 
@@ -127,12 +126,13 @@ def serve(topics: Mapping[str, int], *, host: str = "127.0.0.1", remarks: bool =
     if host not in _LOOPBACK_NAMES:
         raise UserError(
             f"the embedded broker listens on 127.0.0.1 only, not on {host}: it knows no passwords and keeps "
-            "nothing; to reach Kafka from other machines, run Apache Kafka (compose.yaml has one)"
+            "nothing; for other machines run Apache Kafka and name its address with --bootstrap"
         )
-    stop = threading.Event()
+    stopped = False
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
+        nonlocal stopped  # no Event: a second signal inside of set() would wait for its lock for ever
+        stopped = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
@@ -143,10 +143,10 @@ def serve(topics: Mapping[str, int], *, host: str = "127.0.0.1", remarks: bool =
         if remarks:
             _say("Kafka in memory, for this machine only: records are gone when it stops.")
             _say("It keeps 5 MiB or 100,000 records a partition. Ctrl-C stops it.")
-        _create_on_request(broker, stop)
+        _create_on_request(broker, lambda: stopped)
 
 
-def _create_on_request(broker: EmbeddedBroker, stop: threading.Event) -> None:
+def _create_on_request(broker: EmbeddedBroker, stopped: Callable[[], bool]) -> None:
     """Read CONTROL_TOPIC until it is time to stop."""
     consumer = Consumer(
         {
@@ -159,7 +159,7 @@ def _create_on_request(broker: EmbeddedBroker, stop: threading.Event) -> None:
     )
     consumer.assign([TopicPartition(CONTROL_TOPIC, 0, 0)])
     try:
-        while not stop.is_set() and not parent_gone():
+        while not stopped() and not parent_gone():
             message = consumer.poll(_POLL_S)
             value = None if message is None or message.error() else message.value()
             if value is None:

@@ -46,6 +46,9 @@ class Commands(TyperGroup):
 def run(app: typer.Typer) -> int:
     """Run what the command line says; the exit code. No traceback for what a person can mend."""
     signal.signal(signal.SIGINT, _interrupted)
+    if sys.stderr is None:
+        # Closed (2>&-). What is said goes nowhere, and no socket gets its number and the lines of libraries with it.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
     try:
         code: int | None = app(prog_name="penstock", standalone_mode=False)
     except _USAGE_ERROR as err:

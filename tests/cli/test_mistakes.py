@@ -48,6 +48,11 @@ def one_line(found: Any) -> str:
         (["predict", "--model", "no-such-model"], "--model: models[0].source: model 'no-such-model': neither "),
         (["broker", "--topic", "t"], "topic 't': write it as NAME:PARTITIONS, such as reviews.requests:4"),
         (["broker", "--host", "0.0.0.0"], "the embedded broker listens on 127.0.0.1 only, not on 0.0.0.0"),
+        (
+            ["broker", "--host", "me"],
+            "the embedded broker listens on 127.0.0.1 only, not on me: it knows no passwords and "
+            "keeps nothing; for other machines run Apache Kafka and name its address with --bootstrap",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -205,6 +210,28 @@ def test_standard_input_that_is_closed(ensemble: WriteEnsemble) -> None:
     command = ["sh", "-c", 'exec "$@" <&-', "sh", *PENSTOCK, "produce", str(ensemble())]
     closed = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))
     assert (closed.returncode, closed.stderr) == (2, b"penstock: standard input is closed: send lines into it\n")
+
+
+@pytest.mark.processes
+@pytest.mark.broker
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "2>&- >&-"])
+def test_closed_outputs_are_no_mistake_of_produce(
+    penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, closed: str
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, name=f"closed-{'2' in closed}-{' ' in closed}")
+    assert penstock("topics", file, "--create").code == 0
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *PENSTOCK, "produce", str(file)]
+    done = subprocess.run(command, input=b"one\n", capture_output=True, timeout=WAIT_S, env=environment(None))
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.processes
+def test_a_closed_standard_error_keeps_the_exit_code_and_says_nothing_elsewhere(ensemble: WriteEnsemble) -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *PENSTOCK, "topics", str(ensemble(engine={"kind": "abacus"}))]
+    done = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
 @pytest.mark.processes
