@@ -18,8 +18,11 @@ import typer
 from pipeline.command_line import Command, Commands, configure_logging
 from pipeline.command_line import run as run_app
 from pipeline.command_options import (
+    Apache,
     Bootstrap,
+    BrokerData,
     BrokerHost,
+    BrokerPort,
     BrokerTopics,
     Count,
     Create,
@@ -114,15 +117,32 @@ def run(stage: Stage, file: EnsembleFile, bootstrap: Bootstrap = None, http_port
 
 
 @command()
-def broker(topic: BrokerTopics = None, host: BrokerHost = "127.0.0.1") -> None:
+def broker(
+    topic: BrokerTopics = None,
+    host: BrokerHost = "127.0.0.1",
+    apache: Apache = False,
+    data: BrokerData = None,
+    port: BrokerPort = None,
+) -> None:
     """Run a Kafka in memory, on this machine, for trying things out.
 
     Prints its bootstrap address, then serves until it is interrupted. It keeps 5 MiB a partition, drops the oldest
     records above that, and forgets all at its end.
+
+    With --apache it is Apache Kafka, with transactions and the admin API; it needs Java. With --data too, its records
+    are there again at the next start.
     """
     from pipeline.broker import parse_topic, serve
 
-    serve(dict(parse_topic(each) for each in topic or []), host=host)
+    wanted = dict(parse_topic(each) for each in topic or [])
+    if apache:
+        from pipeline.apache_kafka.serve import DEFAULT_PORT, serve_apache
+
+        serve_apache(wanted, data=data, port=DEFAULT_PORT if port is None else port, host=host)
+    elif data is not None or port is not None:
+        raise UserError("broker: --data and --port go with --apache; the embedded broker keeps nothing, on any port")
+    else:
+        serve(wanted, host=host)
 
 
 @command()

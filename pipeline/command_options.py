@@ -59,6 +59,32 @@ BrokerTopics = Annotated[
 BrokerHost = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Loopback only: this broker asks nobody for a password.")
 ]
+Apache = Annotated[
+    bool,
+    typer.Option(
+        "--apache", help="Apache Kafka 4.3.1 instead: needs Java 17, and once Maven, which fetches it (44 MB)."
+    ),
+]
+BrokerData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="With --apache: keep all in this folder. Default: a temporary one, removed at the end.",
+        show_default=False,
+    ),
+]
+BrokerPort = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="With --apache; 0: any free one. Default: 9092.",
+        show_default=False,
+    ),
+]
 Create = Annotated[bool, typer.Option("--create", help="Make the topics that are missing.")]
 LinesFile = Annotated[
     str, typer.Argument(metavar="FILE", help="Lines to send; - is standard input.", show_default=False)
