@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Literal
 
@@ -223,17 +224,25 @@ def _pack_record(topic: str, pack: TokenPack | EncodingPack) -> OutputRecord:
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
+    # The handler runs inside of whatever the main thread does, which may hold the Event's lock: so a thread sets it.
+    # SimpleQueue's put is made for that, it may interrupt any call of the queue's.
+    signals: SimpleQueue[int] = SimpleQueue()
 
-    def watch_parent() -> None:
-        while not stop.wait(_PARENT_LOOK_S):
-            if parent_gone():
-                log.warning("the supervisor is gone: draining")
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
+
+    def watch() -> None:
+        while not stop.is_set():
+            try:
+                signals.get(timeout=_PARENT_LOOK_S)
                 stop.set()
+            except Empty:
+                if parent_gone():
+                    log.warning("the supervisor is gone: draining")
+                    stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    threading.Thread(target=watch_parent, name="parent", daemon=True).start()
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     try:
         yield
     finally:

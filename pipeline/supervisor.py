@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,17 +114,18 @@ class Supervisor:
                 self._look_after(child)
         return self._exit_code
 
-    def run(self, stop: threading.Event, *, drain_budget_s: float = DRAIN_BUDGET_S) -> int:
-        """Start, look after the children until `stop` is set or one is given up, then stop; the exit code.
+    def run(self, stopped: Callable[[], bool], *, drain_budget_s: float = DRAIN_BUDGET_S) -> int:
+        """Start, look after the children until `stopped` or one is given up, then stop; the exit code.
 
-        0 if all drained in time when asked to stop, else 1 or what `poll` said.
+        0 if all drained in time when asked to stop, else 1 or what `poll` said. `stopped` is asked, not waited for: a
+        signal handler that sets an Event on which its own thread waits would wait for its lock for ever.
         """
         exit_code = None
         drained = False
         self.start()
         try:
-            while (exit_code := self.poll()) is None and not stop.wait(_POLL_S):
-                pass
+            while (exit_code := self.poll()) is None and not stopped():
+                time.sleep(_POLL_S)
         finally:
             drained = self.stop(drain_budget_s)
         return exit_code if exit_code is not None else 0 if drained else EXIT_FAILED

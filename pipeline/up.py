@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -80,13 +79,14 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = 
         log.info("made topic %s", topic)
     module = ["pipeline.cli", "--log-level", log_level]
     supervisor = Supervisor(stage_commands(file, settings.kafka.bootstrap_servers, fused=fused, module=module))
-    stop = threading.Event()
+    stopped = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        nonlocal stopped
+        if stopped and number == signal.SIGINT:
             supervisor.kill()
-        stop.set()
+        stopped = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-    return supervisor.run(stop)
+    return supervisor.run(lambda: stopped)

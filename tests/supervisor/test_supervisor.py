@@ -110,14 +110,14 @@ def test_a_child_that_ends_by_itself_is_started_again_too(children: Children, su
 
 def test_it_gives_up_after_so_many_deaths_in_a_row(children: Children, caplog: pytest.LogCaptureFixture) -> None:
     commands = {"bad": children.command("say('bad'); sys.exit(1)"), "good": children.command(DRAINS)}
-    assert Supervisor(commands, policy=QUICK).run(threading.Event(), drain_budget_s=WAIT_S) == 1
+    assert Supervisor(commands, policy=QUICK).run(lambda: False, drain_budget_s=WAIT_S) == 1
     assert children.said().count("bad") == QUICK.max_deaths
     assert "bad exited with 1: given up after 4 deaths in a row" in caplog.text
 
 
 def test_a_user_s_mistake_is_not_tried_again(children: Children) -> None:
     commands = {"bad": children.command("say('bad'); sys.exit(2)"), "good": children.command(DRAINS)}
-    assert Supervisor(commands, policy=QUICK).run(threading.Event(), drain_budget_s=WAIT_S) == 2
+    assert Supervisor(commands, policy=QUICK).run(lambda: False, drain_budget_s=WAIT_S) == 2
     assert children.said().count("bad") == 1
 
 
@@ -125,7 +125,7 @@ def test_it_drains_when_asked_to_stop(children: Children) -> None:
     stop = threading.Event()
     exit_codes: list[int] = []
     supervisor = Supervisor({"stage": children.command(DRAINS)}, policy=QUICK)
-    thread = threading.Thread(target=lambda: exit_codes.append(supervisor.run(stop, drain_budget_s=WAIT_S)))
+    thread = threading.Thread(target=lambda: exit_codes.append(supervisor.run(stop.is_set, drain_budget_s=WAIT_S)))
     thread.start()
     deadline = Deadline(WAIT_S)
     while not children.said() and not deadline.expired:
@@ -197,9 +197,9 @@ def test_children_see_that_their_supervisor_is_gone() -> None:
         "print('gone', flush=True)\n"
     )
     supervisor = (
-        "import sys, threading\n"
+        "import sys\n"
         "from pipeline.supervisor import Supervisor\n"
-        f"Supervisor({{'watcher': [sys.executable, '-c', {watcher!r}]}}).run(threading.Event())\n"
+        f"Supervisor({{'watcher': [sys.executable, '-c', {watcher!r}]}}).run(lambda: False)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", supervisor], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
