@@ -30,7 +30,7 @@ from pipeline.demo.texts import SHIPPED_TEXTS, count_texts, read_texts
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline.settings import EnsembleSettings, load_ensemble
-from pipeline.up import make_topics
+from pipeline.up import drain_budget_s, make_topics
 
 DEMO_ENSEMBLE = Path(__file__).with_name("ensemble.yaml")
 # Of the 20,000 shipped texts: 8 s of computing on two cores that nobody shares, 13 s on shared ones.
@@ -47,8 +47,6 @@ _SILENCE_S = 60.0
 _LOOK_S = 0.2
 # A second answer comes from a worker's second try, right behind the first.
 _SETTLE_S = 0.3
-# At the end nothing is in flight, and 1 s is enough.
-_DRAIN_S = 10.0
 # After a stop before its time; an embedded broker forgets all anyway.
 _HASTY_DRAIN_S = 2.0
 
@@ -197,7 +195,8 @@ class _Demo:
             if load is not None:
                 load.close()
             if stages is not None:
-                stages.stop(_HASTY_DRAIN_S if self.stopped and self._broker else _DRAIN_S)
+                assert self._settings is not None
+                stages.stop(_HASTY_DRAIN_S if self.stopped and self._broker else drain_budget_s(self._settings))
             if self._broker is not None:
                 self._broker.stop()
 

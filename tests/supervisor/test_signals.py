@@ -47,7 +47,8 @@ class SupervisorStandIn:
     def __init__(self, commands: object) -> None:
         self.kills = 0
 
-    def run(self, stopped: Callable[[], bool]) -> int:
+    def run(self, stopped: Callable[[], bool], *, drain_budget_s: float) -> int:
+        assert drain_budget_s == 250.0
         assert not stopped()
         signal.raise_signal(signal.SIGTERM)
         assert stopped()
@@ -61,8 +62,9 @@ class SupervisorStandIn:
         self.kills += 1
 
 
-def test_up_notes_a_signal_and_kills_at_ctrl_c_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_lets_workers_drain_and_kills_at_ctrl_c_after_another_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "Supervisor", SupervisorStandIn)
     monkeypatch.setattr(up, "make_topics", lambda settings, *, fused: [])
-    settings = EnsembleSettings.model_validate({"name": "e", "models": [{"name": "a", "source": "m"}]})
+    models = [{"name": "a", "source": "m"}]
+    settings = EnsembleSettings.model_validate({"name": "e", "models": models, "drain_timeout_ms": 240_000})
     assert up.up(settings, Path("e.yaml"), fused=False) == 0
