@@ -29,8 +29,6 @@ from pipeline.settings import EnsembleSettings
 MAX_RECORD_BYTES = 16 << 20
 # Keys and headers of a request.
 _OVERHEAD_BYTES = 1 << 20
-# What lies between the stages is worthless once it is a result; a day lets a stage be down overnight.
-_INTERMEDIATE_RETENTION_MS = 24 * 3600 * 1000
 
 _SIZE = "max.message.bytes"
 _CLEANUP = "cleanup.policy"
@@ -76,7 +74,6 @@ def wanted_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[Wa
     request_bytes = 2 * settings.requests.max_text_bytes + _OVERHEAD_BYTES
     intermediate = {
         _SIZE: str(MAX_RECORD_BYTES),
-        "retention.ms": str(_INTERMEDIATE_RETENTION_MS),
         # Packs have no key, which a compacted topic refuses.
         _CLEANUP: "delete",
     }

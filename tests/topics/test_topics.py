@@ -30,10 +30,11 @@ def test_fused_stages_have_no_topics_between_them():
     assert [topic.name for topic in wanted_topics(ensemble(), fused=True)] == [NAMES[0], NAMES[3], NAMES[4]]
 
 
-def test_topics_between_the_stages_take_large_packs_and_keep_them_for_a_day():
+def test_topics_between_the_stages_take_large_packs_and_keep_them_as_long_as_requests_are_kept():
     wanted = {topic.name: topic.config for topic in wanted_topics(ensemble(requests={"max_text_bytes": 1000}))}
-    day = {"max.message.bytes": "16777216", "retention.ms": "86400000", "cleanup.policy": "delete"}
-    assert wanted["e.tokens"] == wanted["e.encodings"] == day
+    packs = {"max.message.bytes": "16777216", "cleanup.policy": "delete"}
+    assert wanted["e.tokens"] == wanted["e.encodings"] == packs
+    assert not any("retention.ms" in config for config in wanted.values())
     assert wanted["e.requests"] == {"max.message.bytes": str(2000 + 1024 * 1024)}
     assert wanted["e.results"]["max.message.bytes"] == wanted["e.dead-letters"]["max.message.bytes"] == "16777216"
 
