@@ -94,7 +94,7 @@ def classification_head(checkpoint: Checkpoint) -> Head:
             f"{checkpoint.folder}: no classifier in the weights (architectures: {architectures}): "
             "choose a model fine-tuned for sequence classification, or give a head's file"
         )
-    labels = tuple(str(label) for _, label in sorted((checkpoint.config.id2label or {}).items()))
+    labels = checkpoint.labels
     width = int(checkpoint.config.hidden_size)
     pooler = DenseLayer(
         weight=checkpoint.tensor("bert.pooler.dense.weight", (width, width)),

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Self
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
+from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.mock_cluster import CONSUMER_SETTINGS, EmbeddedBroker, MockClusterError, check_topic
 from pipeline.parent import child_environment, parent_gone
 
@@ -80,7 +81,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], *, budget_s: float 
         check_topic(name, partition_count)
     deadline = Deadline(budget_s)
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})
-    found = _partition_counts(admin, bootstrap, deadline)
+    found = _partition_counts(admin, deadline)
     if not is_embedded(found):
         raise UserError(f"{bootstrap} is not an embedded broker's process: create its topics with the admin API")
     missing = [name for name in topics if name not in found]
@@ -95,7 +96,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], *, budget_s: float 
             late = ", ".join(sorted(topics.keys() - found.keys()))
             raise WorkerFailure(f"the embedded broker at {bootstrap} did not create {late} within {budget_s:g} s")
         time.sleep(0.01)
-        found = _partition_counts(admin, bootstrap, deadline)
+        found = _partition_counts(admin, deadline)
     for name, partition_count in topics.items():
         if found[name] != partition_count:
             raise UserError(
@@ -105,12 +106,10 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], *, budget_s: float 
     return missing
 
 
-def _partition_counts(admin: AdminClient, bootstrap: str, deadline: Deadline) -> dict[str, int]:
-    """Of all topics: asking for all creates none, asking for one by name would."""
-    try:
-        metadata = admin.list_topics(timeout=max(0.1, deadline.remaining_s()))
-    except KafkaException as err:
-        raise UserError(f"no broker answers at {bootstrap}: is `penstock broker` running?") from err
+def _partition_counts(admin: AdminClient, deadline: Deadline) -> dict[str, int]:
+    from pipeline.topics import broker_metadata  # with an ensemble's settings, which the broker's process lives without
+
+    metadata = broker_metadata(admin, timeout_s=max(0.1, deadline.remaining_s()))
     return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
 
@@ -256,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as err:
         for line in err.lines:
             _say(line)
-        return 2
+        return EXIT_USER_ERROR
     return 0
 
 

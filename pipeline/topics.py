@@ -155,12 +155,12 @@ def _created(name: str, future: Future[None]) -> bool:
     return True
 
 
-def broker_metadata(admin: AdminClient) -> ClusterMetadata:
+def broker_metadata(admin: AdminClient, *, timeout_s: float = _METADATA_TIMEOUT_S) -> ClusterMetadata:
     """A broker's topics. Raises TopicError where none answers. Of all topics: asking for one by name may create it."""
     try:
-        return admin.list_topics(timeout=_METADATA_TIMEOUT_S)
+        return admin.list_topics(timeout=timeout_s)
     except KafkaException as err:
-        message = f"no broker answers within {_METADATA_TIMEOUT_S:g} s: {err.args[0].str()}"
+        message = f"no broker answers within {timeout_s:g} s: {err.args[0].str()}"
         raise TopicError(f"{message}; see kafka.bootstrap.servers") from err
 
 

@@ -12,6 +12,7 @@ from types import FrameType
 from confluent_kafka.admin import AdminClient
 
 from pipeline import broker
+from pipeline.exit_codes import EXIT_FAILED
 from pipeline.reach import reach_broker
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.supervisor import Supervisor
@@ -41,7 +42,7 @@ def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False
         print(f"{topic.name}  {topic.partitions} partitions  {state}")
     if any(each.missing for each in differences):
         print(f"penstock: {MAKE_MISSING}", file=sys.stderr)
-    return 1 if differences else 0
+    return EXIT_FAILED if differences else 0
 
 
 def _make_missing(settings: EnsembleSettings, admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str]:

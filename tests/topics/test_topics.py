@@ -87,7 +87,7 @@ def test_the_mock_cluster_can_make_no_topics_and_says_so_at_once(mock_admin):
 
 @pytest.mark.broker
 def test_no_broker(monkeypatch):
-    monkeypatch.setattr(topics, "_METADATA_TIMEOUT_S", 0.1)
+    monkeypatch.setitem(topics.broker_metadata.__kwdefaults__, "timeout_s", 0.1)
     admin = AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
     with pytest.raises(TopicError) as caught:
         compare_topics(admin, wanted_topics(ensemble()))
