@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.deadline import Deadline
+from pipeline.delivery import Delivery
 from pipeline.lines import PartitionLine
 from pipeline.metrics import StageMetrics
 
@@ -24,8 +25,18 @@ class Assignment:
     Above `max_in_flight_tokens` all partitions are paused, below half of it resumed.
     """
 
-    def __init__(self, topic: str, *, max_in_flight_tokens: int, metrics: StageMetrics) -> None:
+    def __init__(
+        self,
+        topic: str,
+        *,
+        max_in_flight_tokens: int,
+        metrics: StageMetrics,
+        delivery: Delivery,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.paused = False
+        self._delivery = delivery
+        self._sleep = sleep
         self._topic = topic
         self._max_in_flight_tokens = max_in_flight_tokens
         self._metrics = metrics
@@ -57,7 +68,7 @@ class Assignment:
             self._committed.pop(partition, None)
             line = self._lines.pop(partition, None)
             if line is not None:
-                line.dropped = True
+                self._delivery.release([line])
                 self._metrics.forget(self._topic, partition)
 
     def pause_or_resume(self, consumer: Consumer) -> None:
@@ -74,20 +85,26 @@ class Assignment:
         self._metrics.paused(self.paused)
 
     def commit(self, consumer: Consumer, *, wait: bool, partitions: Sequence[int] | None = None) -> None:
-        """Commit what has arrived, of all partitions or of some. A failure is logged: what is not committed is read
-        again, a repeat and not a loss."""
+        """Commit what has arrived, of all partitions or of some, unless the delivery does. A failure is logged: what is
+        not committed is read again, a repeat and not a loss.
+
+        With `wait`, also what was committed before: whether that succeeded is only reported later.
+        """
         offsets = [
             TopicPartition(self._topic, partition, line.watermark)
             for partition, line in self._lines.items()
             if (partitions is None or partition in partitions)
             and line.watermark is not None
-            and line.watermark != self._committed.get(partition)
+            and (wait or line.watermark != self._committed.get(partition))
         ]
-        if not offsets:
+        if not offsets or self._delivery.commits_offsets:
             return
         try:
             if wait:
-                consumer.commit(offsets=offsets, asynchronous=False)
+                found = consumer.commit(offsets=offsets, asynchronous=False) or []
+                refused = next((each.error for each in found if each.error is not None), None)
+                if refused is not None:
+                    raise KafkaException(refused)
             else:
                 consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as err:
@@ -97,9 +114,10 @@ class Assignment:
 
     def on_commit(self, err: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The client's report of a commit: one that failed is tried again at the next interval."""
-        if err is not None:
-            log.warning("commit failed, it is tried again: %s", err.str())
-            for each in offsets:
+        for each in offsets:
+            refused = err or each.error
+            if refused is not None:
+                log.warning("commit of [%d] failed, it is tried again: %s", each.partition, refused.str())
                 self._committed.pop(each.partition, None)
 
     def hand_over(
@@ -108,11 +126,13 @@ class Assignment:
         """Let what is in flight of these partitions arrive, commit it, and drop them. A worker that failed only drops
         them."""
         lines = [line for partition in partitions if (line := self._lines.get(partition)) is not None]
+        self._delivery.hurry(True)
         while any(line.in_flight for line in lines) and not failed():
             if deadline.expired:
                 log.warning("%d records did not arrive in time", sum(line.in_flight for line in lines))
                 break
-            time.sleep(_LOOK_S)
+            self._sleep(_LOOK_S)
+        self._delivery.hurry(False)
         if not failed():
             self.commit(consumer, wait=True, partitions=partitions)
         self.drop(partitions)

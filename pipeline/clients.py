@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import UserError
 from schemas.records import Headers, InputRecord, Source
 
-KafkaSettings = Mapping[str, str | int | float | bool]
+ClientSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
@@ -52,6 +52,14 @@ _PRODUCER_DEFAULTS: dict[str, str | int | float | bool] = {
     "message.max.bytes": 16 * 1024 * 1024,
 }
 
+_TRANSACTION_DEFAULTS: dict[str, str | int | float | bool] = {
+    # What a killed worker of another name left open holds readers back for so long.
+    "transaction.timeout.ms": 10_000,
+    # The broker still writes the markers of the last transaction when the next one begins; the default of 100 ms would
+    # be what each waits then.
+    "retry.backoff.ms": 1,
+}
+
 # What decides whether anything is lost; the ensemble file refuses other values.
 _OWNED: dict[str, str | int | float | bool] = {
     "enable.auto.commit": False,
@@ -62,7 +70,7 @@ _OWNED: dict[str, str | int | float | bool] = {
 
 
 def consumer(
-    settings: KafkaSettings,
+    settings: ClientSettings,
     *,
     group: str,
     client_id: str,
@@ -77,24 +85,25 @@ def consumer(
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
 
 
-def reader(settings: KafkaSettings, *, client_id: str) -> Consumer:
+def reader(settings: ClientSettings, *, client_id: str, tell_ends: bool = False) -> Consumer:
     """A consumer outside of any group's bookkeeping: partitions are assigned by hand, nothing is committed.
 
     Where retention has taken its next record it goes on with the oldest that is left; librdkafka's default would be
-    the end, past all that is still there.
+    the end, past all that is still there. With `tell_ends` it says `_PARTITION_EOF` where a partition ends.
     """
     config = (
         _EVERY_CLIENT
         | _CONSUMER_DEFAULTS
         | dict(settings)
         | {"enable.auto.commit": False, "enable.auto.offset.store": False, "auto.offset.reset": "earliest"}
+        | {"enable.partition.eof": tell_ends}
     )
     with _user_errors():
         return Consumer(config | {"group.id": client_id, "client.id": client_id, "logger": log})
 
 
 def producer(
-    settings: KafkaSettings, *, client_id: str, on_error: Callable[[KafkaError], None] | None = None
+    settings: ClientSettings, *, client_id: str, on_error: Callable[[KafkaError], None] | None = None
 ) -> Producer:
     """A producer whose order per partition survives its retries. Raises UserError likewise."""
     config = _EVERY_CLIENT | _PRODUCER_DEFAULTS | dict(settings) | {"client.id": client_id, "logger": log}
@@ -104,7 +113,18 @@ def producer(
         return Producer(config)
 
 
-def admin(settings: KafkaSettings, *, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
+def transactional_producer(
+    settings: ClientSettings, *, transactional_id: str, client_id: str, on_error: Callable[[KafkaError], None]
+) -> Producer:
+    """A producer of transactions; a new one of the same id ends what the one before it left open."""
+    return producer(
+        _TRANSACTION_DEFAULTS | dict(settings) | {"transactional.id": transactional_id},
+        client_id=client_id,
+        on_error=on_error,
+    )
+
+
+def admin(settings: ClientSettings, *, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
     """A client that asks about topics and makes them. Raises UserError likewise."""
     config: dict[str, Any] = _EVERY_CLIENT | dict(settings)
     if on_error is not None:
@@ -119,9 +139,13 @@ def input_record(message: Message) -> InputRecord:
     assert topic is not None
     assert partition is not None
     assert offset is not None
-    _, timestamp_ms = message.timestamp()
-    headers = cast(Headers, message.headers() or [])
-    return InputRecord(Source(topic, partition, offset), message.key(), message.value(), headers, timestamp_ms)
+    source = Source(topic, partition, offset)
+    try:
+        headers = cast(Headers, message.headers() or [])
+    except SystemError:  # confluent-kafka 2.16: the name of a header is not UTF-8
+        flaw = "the name of a header is not UTF-8, so that none of them could be read"
+        return InputRecord(source, message.key(), message.value(), [], flaw)
+    return InputRecord(source, message.key(), message.value(), headers)
 
 
 @contextmanager

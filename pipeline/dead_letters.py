@@ -10,19 +10,21 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline import clients
-from pipeline.clients import KafkaSettings
+from pipeline.clients import ClientSettings
 from pipeline.deadline import Deadline
+from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord
-from schemas.headers import dead_letter_headers
+from schemas.headers import DLQ_MESSAGE, dead_letter_headers
 from schemas.packs import PackedText
 from schemas.records import InputRecord, OutputRecord, Source
 
 log = logging.getLogger("penstock.dead_letters")
 
+_NOT_THERE = frozenset({KafkaError._PARTITION_EOF, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART})
 # Reading one record by offset takes milliseconds; a broker that takes longer is away.
 _FETCH_TIMEOUT_S = 10.0
 
@@ -30,7 +32,7 @@ _FETCH_TIMEOUT_S = 10.0
 class DeadLetters:
     """Makes the dead letters of one stage, and counts them. Thread-safe."""
 
-    def __init__(self, settings: KafkaSettings, *, topic: str, stage: str, group: str, metrics: StageMetrics) -> None:
+    def __init__(self, settings: ClientSettings, *, topic: str, stage: str, group: str, metrics: StageMetrics) -> None:
         self.topic = topic
         self._metrics = metrics
         self._settings = settings
@@ -60,6 +62,18 @@ class DeadLetters:
         key, headers = (text.key, text.headers) if text is not None else (None, [])
         return self.of_record(InputRecord(source, key, None, headers), gone)
 
+    def without_value(self, dead_letter: OutputRecord, why: str) -> OutputRecord:
+        """A dead letter that its topic has no room for: where the original is, and why, are worth more than nothing."""
+        place = next(iter(dead_letter.answers))
+        log.error("dead letter of %s: its value is left out: %s", place, why)
+        size_bytes = len(dead_letter.value or b"")
+        said = f" (its value of {size_bytes} bytes is left out: too large for {dead_letter.topic}: {why})"
+        headers = [
+            (name, (value or b"") + said.encode() if name == DLQ_MESSAGE else value)
+            for name, value in dead_letter.headers
+        ]
+        return OutputRecord(dead_letter.topic, dead_letter.key, None, headers, dead_letter.answers)
+
     def close(self) -> None:
         """Let go of the connection, if there is one."""
         with self._lock:
@@ -68,20 +82,28 @@ class DeadLetters:
                 self._reader = None
 
     def _fetch(self, source: Source) -> InputRecord | None:
+        """None where the topic doesn't have it. Raises WorkerFailure where the broker doesn't say: the worker starts
+        again and asks again, and nothing is dead-lettered without its value meanwhile."""
         with self._lock:
             if self._reader is None:
-                self._reader = clients.reader(self._settings, client_id=f"{self._group}.originals")
+                self._reader = clients.reader(self._settings, client_id=f"{self._group}.originals", tell_ends=True)
             reader = self._reader
             deadline = Deadline(_FETCH_TIMEOUT_S)
+            reason = f"no answer within {_FETCH_TIMEOUT_S:g} s"
             try:
                 reader.assign([TopicPartition(source.topic, source.partition, source.offset)])
-                while not deadline.expired:
-                    message = reader.poll(deadline.remaining_s())
-                    if message is None or message.error():
+                while (message := reader.poll(deadline.remaining_s())) is not None:
+                    error = message.error()
+                    if error is None:
+                        record = clients.input_record(message)
+                        if record.source.offset >= source.offset:
+                            return record if record.source == source else None
+                    elif error.code() in _NOT_THERE:
                         return None
-                    record = clients.input_record(message)
-                    if record.source.offset >= source.offset:
-                        return record if record.source == source else None
+                    else:
+                        reason = error.str()
             except KafkaException as err:
-                log.warning("the original of %s can't be read: %s", source, err.args[0].str())
-            return None
+                reason = err.args[0].str()
+            finally:
+                reader.unassign()
+            raise WorkerFailure(f"the original of {source} can't be read: {reason}")

@@ -1,20 +1,21 @@
-"""The one thread that produces: outputs leave in order per partition, and what has arrived moves the watermark.
+"""At-least-once delivery: outputs leave in order per partition, and what has arrived moves the watermark.
 
 Steps finish units on their own threads and never wait for a broker; the thread that polls Kafka never waits for
-either. So the producer and the lines belong to this thread alone, and a full producer queue holds up nobody else:
-in-flight work is bounded by the worker, which stops reading.
+either. So the producer and the lines belong to one thread, and a full producer queue holds up nobody else: in-flight
+work is bounded by the worker, which stops reading.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.deadline import Deadline
+from pipeline.delivery import TOO_LARGE
 from pipeline.errors import WorkerFailure
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
@@ -24,17 +25,17 @@ from schemas.records import OutputRecord
 _SERVE_EVERY_S = 0.02
 # A produce call that finds the queue full waits this long for reports to make room, then tries again.
 _QUEUE_FULL_WAIT_S = 0.1
-# The client's own limit (message.max.bytes) and the topic's (max.message.bytes).
-_TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
 
 
 class Emitter:
-    """Owns a producer; `finish` takes units from any thread.
+    """Implements `pipeline.delivery.Delivery`: one producer, one thread.
 
     `on_arrived(unit)` is called when a unit has arrived and everything before it too, `oversized(unit, output, why)`
-    makes the dead letters that stand for an output too large for its topic, `on_failure(err)` is called at most once
-    and nothing is produced after it: all three on the emitter's thread.
+    makes what stands for an output too large for its topic (nothing, where nothing can), `on_failure(err)` is called at
+    most once and nothing is produced after it: all three on the emitter's thread.
     """
+
+    commits_offsets = False
 
     def __init__(
         self,
@@ -43,11 +44,9 @@ class Emitter:
         on_arrived: Callable[[Unit], None],
         oversized: Callable[[Unit, OutputRecord, str], list[OutputRecord]],
         on_failure: Callable[[BaseException], None],
-        dead_letters_topic: str,
         metrics: StageMetrics,
     ) -> None:
         self._producer = producer
-        self._dead_letters_topic = dead_letters_topic
         self._metrics = metrics
         self._on_arrived = on_arrived
         self._oversized = oversized
@@ -55,35 +54,49 @@ class Emitter:
         self._inbox: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
+
+    def open(self, stopped: Callable[[], bool]) -> None:  # noqa: ARG002 - a producer is ready at once
+        """Start the thread."""
         self._thread.start()
 
     def finish(self, unit: Unit) -> None:
-        """A unit's outputs are complete. Called once a unit, from any thread; never blocks."""
         self._inbox.put(unit)
 
+    def hurry(self, hurried: bool) -> None:
+        """Nothing is held back in the first place."""
+
+    def release(self, lines: Iterable[PartitionLine]) -> None:
+        for line in lines:
+            line.dropped = True
+
+    def stop(self) -> None:
+        self._failed = True
+
     def close(self, deadline: Deadline) -> None:
-        """Deliver what was produced, as far as the deadline allows, and stop the thread."""
+        """Deliver what was produced, as far as the deadline allows, and end the thread."""
         self._inbox.put(None)
-        self._thread.join(deadline.remaining_s())
+        if self._thread.is_alive():
+            self._thread.join(deadline.remaining_s())
         self._producer.flush(deadline.remaining_s())
 
-    def _run(self) -> None:
+    def turn(self, wait_s: float) -> bool:
+        """Emit what has finished, waiting so long for it, and serve reports; whether there may be more."""
         try:
-            while self._serve():
-                self._producer.poll(0)
-        except Exception as err:  # noqa: BLE001 - the thread's last line of defence: the worker must hear of it
-            self._fail(err)
-
-    def _serve(self) -> bool:
-        """Emit what has finished; whether there may be more."""
-        try:
-            unit = self._inbox.get(timeout=_SERVE_EVERY_S)
+            unit = self._inbox.get(timeout=wait_s) if wait_s > 0 else self._inbox.get_nowait()
             while unit is not None:
                 self._emit(unit)
                 unit = self._inbox.get_nowait()
         except queue.Empty:
+            self._producer.poll(0)
             return True
         return False
+
+    def _run(self) -> None:
+        try:
+            while self.turn(_SERVE_EVERY_S):
+                pass
+        except BaseException as err:  # noqa: BLE001 - the thread's last line of defence: the worker must hear of it
+            self._fail(err)
 
     def _emit(self, unit: Unit) -> None:
         if unit.line.dropped or self._failed:
@@ -122,14 +135,13 @@ class Emitter:
 
     def _undelivered(self, unit: Unit, output: OutputRecord, err: KafkaError) -> None:
         self._metrics.delivery_failed()
-        replaceable = err.code() in _TOO_LARGE and output.topic != self._dead_letters_topic
-        if not replaceable:
+        replacements = self._oversized(unit, output, err.str()) if err.code() in TOO_LARGE else []
+        if not replacements:
             self._fail(WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {err.str()}"))
             return
-        dead_letters = self._oversized(unit, output, err.str())
-        unit.undelivered += len(dead_letters) - 1
-        for dead_letter in dead_letters:
-            self._produce(unit, dead_letter)
+        unit.undelivered += len(replacements) - 1
+        for replacement in replacements:
+            self._produce(unit, replacement)
 
     def _advance(self, line: PartitionLine) -> None:
         for unit in line.advance():

@@ -58,6 +58,8 @@ class PackIntake:
         for record in records:
             unit = Unit(line=line, records=[record], texts=1, tokens_in_flight=1, read_ms=read_ms)
             try:
+                if record.flaw is not None:
+                    raise BadRecord(Reason.BAD_HEADERS, record.flaw)
                 pack = self._decode(record.value)
                 _require_partition(pack, record)
             except BadRecord as err:

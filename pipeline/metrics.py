@@ -21,6 +21,7 @@ from schemas.errors import Reason
 _TOKEN_BUCKETS = tuple(1 << power for power in range(5, 17))  # 32 to 65,536
 _TEXT_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
 _AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_COMMIT_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0)
 
 
 class WorkerMetrics:
@@ -45,6 +46,8 @@ class WorkerMetrics:
         self.dead_letters = self._counter("dead_letters", "Records that became dead letters", ("stage", "reason"))
         self.records_lost = self._counter("records_lost", "Times that retention deleted unread records", stage)
         self.delivery_failures = self._counter("delivery_failures", "Records that a broker did not take", stage)
+        self.transactions = self._counter("transactions", "Transactions that ended", ("stage", "outcome"))
+        self.commit_seconds = self._histogram("commit_seconds", "What a commit took", _COMMIT_BUCKETS_S)
         self.in_flight_tokens = self._gauge("in_flight_tokens", "Tokens read and not yet delivered", stage)
         self.paused = self._gauge("paused", "1 while in-flight tokens are above their bound", stage)
         self.watermark_lag = self._gauge("watermark_lag", "Records read and not yet delivered", place)
@@ -86,6 +89,9 @@ class StageMetrics:
         self._batch_tokens = worker.batch_tokens.labels(*labels)
         self._batch_texts = worker.batch_texts.labels(*labels)
         self._batch_age = worker.batch_age.labels(*labels)
+        self._transactions_committed = worker.transactions.labels(*labels, "committed")
+        self._transactions_aborted = worker.transactions.labels(*labels, "aborted")
+        self._commit_seconds = worker.commit_seconds.labels(*labels)
         for reason in Reason:
             worker.dead_letters.labels(*labels, reason)
         worker.triton.declare(stage)
@@ -152,6 +158,15 @@ class StageMetrics:
     def delivery_failed(self, records: int = 1) -> None:
         """A broker did not take what was produced."""
         self._delivery_failures.inc(records)
+
+    def committed(self, took_ms: float) -> None:
+        """A transaction was committed, which took so long."""
+        self._transactions_committed.inc()
+        self._commit_seconds.observe(took_ms / 1e3)
+
+    def aborted(self) -> None:
+        """A transaction was aborted, to be tried again."""
+        self._transactions_aborted.inc()
 
     def pending(self, texts: int) -> None:
         """How many wait for a batch now."""

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.delivery_settings import DEFAULT_COMMIT_INTERVAL_MS, Delivery, TransactionSettings
 from pipeline.engine_settings import BatchingSettings, EngineSettings
 from pipeline.ensemble_file import Section, WholeFile, read_settings, validate_settings
 from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
@@ -121,11 +122,17 @@ class EnsembleSettings(WholeFile):
     batching: BatchingSettings = BatchingSettings()
     engine: EngineSettings = EngineSettings()
 
-    delivery: Literal["at_least_once"] = "at_least_once"
-    """No request is lost; after a kill some are answered twice, with the same id."""
+    delivery: Delivery = "at_least_once"
+    """`at_least_once`: no request is lost; after a kill some are answered twice, with the same id. `exactly_once`:
+    results, dead letters and offsets are committed together, and whoever reads committed records only (Kafka's
+    `isolation.level`) sees each once. It costs the wait for the commit at each stage, and needs a Kafka with
+    transactions: the embedded broker has none."""
 
-    commit_interval_ms: int = Field(default=500, ge=1, le=60_000)
-    """How often delivered offsets are committed: load on the broker against what is answered twice after a kill."""
+    commit_interval_ms: int | None = Field(default=None, ge=1, le=60_000)
+    """How often delivered offsets are committed: load on the broker against what is answered twice after a kill, or,
+    with exactly_once, against how long a result is not seen yet. Default: 500, with exactly_once 100."""
+
+    transactions: TransactionSettings = TransactionSettings()
 
     drain_timeout_ms: int = Field(default=20_000, ge=0, le=240_000)
     """How long a worker that stops, or loses a partition, finishes what it has read. Under the 30 s between SIGTERM
@@ -169,6 +176,11 @@ class EnsembleSettings(WholeFile):
     def tokenizer_source(self) -> str:
         """The tokenizer's folder or package."""
         return self.tokenizer.source or self.models[0].source
+
+    @property
+    def commit_every_ms(self) -> int:
+        """`commit_interval_ms`, or what suits the delivery."""
+        return self.commit_interval_ms or DEFAULT_COMMIT_INTERVAL_MS[self.delivery]
 
     def group_id(self, stage: Stage) -> str:
         """A stage's consumer group. A fused worker reads requests as `tokenize`, so that one may change over."""

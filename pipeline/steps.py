@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.clock import now_ms
 from pipeline.dead_letters import DeadLetters
+from pipeline.deadline import Deadline
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord
@@ -41,8 +42,9 @@ class Step(Protocol):
         """Queue a unit. Never blocks."""
         ...
 
-    def close(self) -> None:
-        """Finish what is queued and end the threads."""
+    def close(self, deadline: Deadline) -> None:
+        """Let go of what is queued, and end the threads as far as the deadline allows. By then what was read has
+        arrived, or has run out of time, or may not be delivered any more."""
         ...
 
 
@@ -54,6 +56,7 @@ class _UnitThread:
     ) -> None:
         self._work = work
         self._at_most = at_most
+        self._closing = False
         self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._threads = _start(name, 1, self._run, on_failure)
 
@@ -61,21 +64,21 @@ class _UnitThread:
         unit.queued_ms = now_ms()
         self._queue.put(unit)
 
-    def close(self) -> None:
+    def close(self, deadline: Deadline) -> None:
+        self._closing = True
         self._queue.put(None)
-        _join(self._threads)
+        _join(self._threads, deadline)
 
     def _run(self) -> None:
-        while units := self._next():
+        while (units := self._next()) and not self._closing:
             self._work(units)
 
     def _next(self) -> list[Unit]:
-        """At least one unit; none once the queue was closed and is empty. Nobody else takes from it."""
+        """At least one unit; fewer, or none, once the queue is closed. Nobody else takes from it."""
         units: list[Unit] = []
         while len(units) < self._at_most and (not units or not self._queue.empty()):
             unit = self._queue.get()
             if unit is None:
-                self._queue.put(None)  # for the next call, which ends the thread
                 break
             units.append(unit)
         return units
@@ -102,8 +105,8 @@ class TokenizeStep:
     def submit(self, unit: Unit) -> None:
         self._thread.submit(unit)
 
-    def close(self) -> None:
-        self._thread.close()
+    def close(self, deadline: Deadline) -> None:
+        self._thread.close(deadline)
 
     def _tokenize(self, units: Sequence[Unit]) -> None:
         started_ms = now_ms()
@@ -164,17 +167,17 @@ class EncodeStep:
             self._metrics.pending(len(self._batcher))
             self._changed.notify()
 
-    def close(self) -> None:
+    def close(self, deadline: Deadline) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        _join(self._threads)
+        _join(self._threads, deadline)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._batcher.due(now_ms()):
-                    if self._closing and not len(self._batcher):
+                while self._closing or not self._batcher.due(now_ms()):
+                    if self._closing:
                         return
                     deadline_ms = self._batcher.next_deadline_ms()
                     self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - now_ms()) / 1e3)
@@ -236,8 +239,8 @@ class PostprocessStep:
     def submit(self, unit: Unit) -> None:
         self._thread.submit(unit)
 
-    def close(self) -> None:
-        self._thread.close()
+    def close(self, deadline: Deadline) -> None:
+        self._thread.close(deadline)
 
     def _take(self, units: Sequence[Unit]) -> None:
         for unit in units:
@@ -269,16 +272,12 @@ class PostprocessStep:
         )
 
 
-def now_ms() -> float:
-    """Milliseconds of the monotonic clock, which all durations here are taken from."""
-    return time.monotonic() * 1e3
-
-
 def _start(name: str, count: int, run: Callable[[], None], on_failure: OnFailure) -> list[threading.Thread]:
     def guarded() -> None:
         try:
             run()
-        except Exception as err:  # noqa: BLE001 - the thread's last line of defence: the worker must hear of it
+        # BaseException: a panic in a tokenizer's Rust is no Exception.
+        except BaseException as err:  # noqa: BLE001 - the thread's last line of defence: the worker must hear of it
             on_failure(err)
 
     threads = [threading.Thread(target=guarded, name=f"{name}-{i}", daemon=True) for i in range(count)]
@@ -287,7 +286,6 @@ def _start(name: str, count: int, run: Callable[[], None], on_failure: OnFailure
     return threads
 
 
-def _join(threads: Sequence[threading.Thread]) -> None:
-    # 10 s: a step is closed when nothing is in flight, so that its threads only have to see that.
+def _join(threads: Sequence[threading.Thread], deadline: Deadline) -> None:
     for thread in threads:
-        thread.join(10.0)
+        thread.join(deadline.remaining_s())

@@ -1,8 +1,9 @@
-"""A worker: polls one topic, feeds steps, commits what has arrived.
+"""A worker: polls one topic, feeds steps, sees to it that what has arrived is committed.
 
 The thread that runs it polls Kafka and never waits for an engine or a full producer: work goes to the steps' threads
-and comes back through the emitter's. In-flight tokens are bounded; above the bound the partitions are paused (polling
-goes on, so the group never evicts a slow worker), below half of it they are resumed.
+and comes back through the delivery's. In-flight tokens are bounded; above the bound the partitions are paused (polling
+goes on, so the group never evicts a slow worker), below half of it they are resumed. Only where a partition is taken
+away it waits, until what was read of it has arrived.
 
 Shutting down, in this order: stop reading; let what was read arrive; commit; leave the group; end the threads. The
 same budget covers all of it. A worker that failed skips to the end: it commits nothing, and another takes over from
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -28,17 +29,19 @@ from confluent_kafka import (
 
 from pipeline import clients
 from pipeline.assignment import Assignment
-from pipeline.clients import KafkaSettings
+from pipeline.clock import now_ms
 from pipeline.dead_letters import DeadLetters
 from pipeline.deadline import Deadline
-from pipeline.emitter import Emitter
+from pipeline.delivery import Delivery
 from pipeline.errors import WorkerFailure
 from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
-from pipeline.steps import now_ms
 from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, OutputRecord
+
+OnError = Callable[[KafkaError], None]
+OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
 
 log = logging.getLogger("penstock.worker")
 
@@ -46,10 +49,11 @@ log = logging.getLogger("penstock.worker")
 _POLL_S = 0.05
 # Records taken in one go: a few packs a partition.
 _CONSUME_RECORDS = 512
-# Asking the coordinator for committed offsets while partitions are assigned.
-_COMMITTED_TIMEOUT_S = 10.0
+# Asking the coordinator for committed offsets. It answers when no transaction that would change them is open: one that
+# a killed worker left is ended after 10 s (transaction.timeout.ms).
+_COMMITTED_TIMEOUT_S = 20.0
 # A poll loop that has not come round for this long is stuck.
-_STUCK_S = 30.0
+_STUCK_MS = 30_000.0
 # Committing and leaving the group, where draining has used up its budget.
 _LEAVE_GRACE_S = 2.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
@@ -62,54 +66,52 @@ class Worker:
     """A member of one consumer group, reading one topic until it is told to stop.
 
     `finish` is where the last step hands its units; `fail` is where any thread reports what can't be mended.
-    A group without a committed offset begins at the beginning.
+    A group without a committed offset begins at the beginning. `connect` makes the consumer, which reports errors and
+    commits; `deliver` makes what delivers this worker's units.
     """
 
     def __init__(
         self,
-        consumer_settings: KafkaSettings,
-        producer_settings: KafkaSettings,
         *,
         topic: str,
-        group: str,
-        client_id: str,
+        connect: Callable[[OnError, OnCommit], Consumer],
+        deliver: Callable[[Worker], Delivery],
         intake: Intake,
         dead_letters: DeadLetters,
         metrics: StageMetrics,
         max_in_flight_tokens: int,
         commit_interval_ms: int,
         drain_timeout_ms: int,
+        clock_ms: Callable[[], float] = now_ms,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._topic = topic
+        self._clock_ms = clock_ms
         self._intake = intake
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._assignment = Assignment(topic, max_in_flight_tokens=max_in_flight_tokens, metrics=metrics)
-        self._commit_interval_s = commit_interval_ms / 1e3
+        self._commit_interval_ms = commit_interval_ms
+        self._commit_due_ms = clock_ms() + commit_interval_ms
         self._drain_timeout_s = drain_timeout_ms / 1e3
         self._failure: BaseException | None = None
         self._broker_error: str | None = None
-        self._polled_s = time.monotonic()
+        self._polled_ms = clock_ms()
+        self._open = False
         self._assigned_once = False
-        self._consumer = clients.consumer(
-            consumer_settings,
-            group=group,
-            client_id=client_id,
-            on_error=self._on_error,
-            on_commit=self._assignment.on_commit,
-        )
-        self._emitter = Emitter(
-            clients.producer(producer_settings, client_id=client_id, on_error=self._on_error),
-            on_arrived=self._arrived,
-            oversized=self._oversized,
-            on_failure=self.fail,
-            dead_letters_topic=dead_letters.topic,
+        self._delivery = deliver(self)
+        self._assignment = Assignment(
+            topic,
+            max_in_flight_tokens=max_in_flight_tokens,
             metrics=metrics,
+            delivery=self._delivery,
+            sleep=self._wait,
         )
+        self._sleep = sleep
+        self._consumer = connect(self.on_error, self._assignment.on_commit)
 
     def finish(self, unit: Unit) -> None:
         """A unit has its outputs. Called once a unit, from any thread; never blocks."""
-        self._emitter.finish(unit)
+        self._delivery.finish(unit)
 
     def fail(self, err: BaseException) -> None:
         """Stop without committing anything more. The first failure is the one that is told."""
@@ -118,7 +120,7 @@ class Worker:
 
     def live(self) -> bool:
         """Whether the polling thread still comes round."""
-        return self._failure is None and time.monotonic() - self._polled_s < _STUCK_S
+        return self._failure is None and self._clock_ms() - self._polled_ms < _STUCK_MS
 
     def not_ready(self) -> str | None:
         """Why this worker takes no work at the moment; None where it does."""
@@ -126,36 +128,67 @@ class Worker:
             return f"failed: {self._failure}"
         if self._broker_error is not None:
             return f"the broker is away: {self._broker_error}"
+        if not self._open:
+            return "waiting for the broker to take transactions"
         return None if self._assigned_once else "waiting to join the consumer group"
 
-    def run(self, submit: Callable[[Unit], None], stop: threading.Event) -> None:
-        """Read and submit until `stop` is set, then drain. Raises WorkerFailure, having committed nothing since."""
+    def run(self, submit: Callable[[Unit], None], stopped: Callable[[], bool]) -> None:
+        """Read and submit until `stopped`, then drain. Raises WorkerFailure, having committed nothing since."""
+        try:
+            self.start(lambda: stopped() or self._failure is not None)
+            while not stopped() and self._failure is None:
+                self.turn(submit)
+        except Exception as err:
+            log.debug("", exc_info=True)
+            self.fail(err)
+        self.shut_down()
+
+    def start(self, stopped: Callable[[], bool]) -> None:
+        """Get ready to deliver, then join the group: in this order, so that nothing is read that can't be answered."""
+        self._delivery.open(stopped)
+        self._open = True
         self._consumer.subscribe(
             [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
-        commit_due_s = time.monotonic() + self._commit_interval_s
-        while not stop.is_set() and self._failure is None:
-            self._polled_s = time.monotonic()
-            for unit in self._read():
-                unit.line.begin(unit)
-                submit(unit)
-            self._assignment.pause_or_resume(self._consumer)
-            if time.monotonic() >= commit_due_s:
-                self._assignment.commit(self._consumer, wait=False)
-                self._assignment.observe_lag(self._consumer)
-                self._look_for_broker()
-                commit_due_s = time.monotonic() + self._commit_interval_s
-        self._shut_down()
 
-    def _shut_down(self) -> None:
+    def turn(self, submit: Callable[[Unit], None]) -> None:
+        """Once round: read, submit, keep the bound, commit when it is time."""
+        self._polled_ms = self._clock_ms()
+        for unit in self._read():
+            unit.line.begin(unit)
+            submit(unit)
+        self._assignment.pause_or_resume(self._consumer)
+        if self._clock_ms() >= self._commit_due_ms:
+            self._assignment.commit(self._consumer, wait=False)
+            self._assignment.observe_lag(self._consumer)
+            self._look_for_broker()
+            self._commit_due_ms = self._clock_ms() + self._commit_interval_ms
+
+    def group_metadata(self) -> object:
+        """This worker's membership, for the broker to check an offset's commit against."""
+        return self._consumer.consumer_group_metadata()
+
+    def committed(self, partitions: Sequence[int]) -> dict[int, int]:
+        """The group's committed offsets, where there are any. Raises KafkaException."""
+        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        found = self._consumer.committed(places, timeout=_COMMITTED_TIMEOUT_S) if places else []
+        refused = next((each.error for each in found if each.error is not None), None)
+        if refused is not None:
+            raise KafkaException(refused)
+        return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
+
+    def shut_down(self) -> None:
+        """Drain, leave the group, end the delivery. Raises WorkerFailure where the worker had failed."""
         deadline = Deadline(self._drain_timeout_s)
+        if self._failure is not None:
+            self._delivery.stop()
         log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
         leaving = threading.Thread(target=self._leave, args=(deadline,), name="leave", daemon=True)
         leaving.start()
         leaving.join(deadline.remaining_s() + _LEAVE_GRACE_S)
         if leaving.is_alive():
             log.warning("the broker does not answer: left without a good-bye")
-        self._emitter.close(deadline)
+        self._delivery.close(deadline)
         if self._failure is not None:
             raise WorkerFailure(str(self._failure)) from self._failure
 
@@ -178,23 +211,32 @@ class Worker:
                 self._on_message_error(message, error)
             elif (line := self._assignment.line(message.partition())) is not None:
                 records.setdefault(line, []).append(clients.input_record(message))
-        read_ms = now_ms()
+        read_ms = self._clock_ms()
         return [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
 
     def _failed(self) -> bool:
         return self._failure is not None
 
-    # What comes back from the emitter's thread.
+    def _wait(self, seconds: float) -> None:
+        self._polled_ms = self._clock_ms()  # waiting for what was read is no standstill
+        self._sleep(seconds)
 
-    def _arrived(self, unit: Unit) -> None:
+    # What comes back from the delivery's threads.
+
+    def arrived(self, unit: Unit) -> None:
+        """What was made of the unit is where it belongs, and so is all before it."""
         dead = sum(output.topic == self._dead_letters.topic for output in unit.outputs)
-        self._metrics.arrived(texts=unit.texts - dead, total_ms=now_ms() - unit.read_ms)
+        self._metrics.arrived(texts=unit.texts - dead, total_ms=self._clock_ms() - unit.read_ms)
 
-    def _oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
+    def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
+        """What stands for an output that is too large for its topic; nothing, where nothing can."""
         size_bytes = len(output.value or b"")
+        if output.topic == self._dead_letters.topic:
+            return [] if output.value is None else [self._dead_letters.without_value(output, why)]
         error = BadRecord(
             Reason.RESULT_TOO_LARGE,
-            f"{size_bytes} bytes are too many for {output.topic} ({why}); its max.message.bytes allows less",
+            f"{size_bytes} bytes are too many for {output.topic} ({why}): its max.message.bytes, or the producer's "
+            "message.max.bytes, allows less",
         )
         unit.texts -= len(output.answers)
         return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
@@ -213,17 +255,16 @@ class Worker:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            found = consumer.committed(partitions, timeout=_COMMITTED_TIMEOUT_S) if partitions else []
+            committed = self.committed([each.partition for each in partitions])
         except KafkaException as err:
             self.fail(WorkerFailure(f"no committed offsets from the broker: {err.args[0].str()}"))
             return
-        for each in found:
-            if each.offset == OFFSET_INVALID:
-                each.offset = OFFSET_BEGINNING
-        self._assignment.add(each.partition for each in found)
-        consumer.incremental_assign(found)
+        for each in partitions:
+            each.offset = committed.get(each.partition, OFFSET_BEGINNING)
+        self._assignment.add(each.partition for each in partitions)
+        consumer.incremental_assign(partitions)
         if self._assignment.paused:
-            consumer.pause(found)
+            consumer.pause(partitions)
         self._assigned_once = True
         log.info("assigned %s %s", self._topic, _numbers(partitions))
 
@@ -257,7 +298,8 @@ class Worker:
         if self._assignment.paused:
             self._consumer.pause([partition])
 
-    def _on_error(self, error: KafkaError) -> None:
+    def on_error(self, error: KafkaError) -> None:
+        """What the clients report of themselves."""
         if error.fatal():
             self.fail(WorkerFailure(error.str()))
         elif error.code() in _AWAY and self._broker_error is None:

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     NULL_VALUE = "null_value"
     NOT_UTF8 = "not_utf8"
     NOT_JSON = "not_json"
+    BAD_HEADERS = "bad_headers"
     BAD_REQUEST = "bad_request"
     TEXT_TOO_LARGE = "text_too_large"
     TEXT_TOO_LONG = "text_too_long"

@@ -20,13 +20,13 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class InputRecord(msgspec.Struct, frozen=True):
-    """A record as it was read from a topic. `timestamp_ms` is Kafka's, -1 where there is none."""
+    """A record as it was read from a topic. `flaw` says what of it could not be read, if anything."""
 
     source: Source
     key: bytes | None
     value: bytes | None
     headers: Headers
-    timestamp_ms: int = -1
+    flaw: str | None = None
 
 
 class OutputRecord(msgspec.Struct, frozen=True):

@@ -51,6 +51,8 @@ def decode_request(record: InputRecord, *, format: RequestFormat, max_text_bytes
     Raises BadRecord: value null, not UTF-8, not JSON, not of the documented shape, or a text of more than
     `max_text_bytes` bytes of UTF-8.
     """
+    if record.flaw is not None:
+        raise BadRecord(Reason.BAD_HEADERS, record.flaw)
     if record.value is None:
         raise BadRecord(Reason.NULL_VALUE, "the record has no value (a tombstone)")
     body = _decode_json(record.value) if format == "json" else RequestBody(text=_decode_utf8(record.value))

@@ -14,8 +14,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, Topic
 
 from pipeline.metrics import WorkerMetrics
 from pipeline.mock_cluster import EmbeddedBroker
-from pipeline.serve import WorkerState, work
 from pipeline.settings import STAGES, EnsembleSettings
+from pipeline.work import WorkerState, work
 
 # Longer than anything here takes; a test that waits for so long has failed.
 WAIT_S = 30.0

@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
+from pipeline import clients
 from pipeline.dead_letters import DeadLetters
 from pipeline.errors import WorkerFailure
-from pipeline.intake import RequestIntake
+from pipeline.intake import Intake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.mock_cluster import ApiKey, EmbeddedBroker
 from pipeline.settings import EnsembleSettings
+from pipeline.work import deliver
 from pipeline.worker import Worker
 from schemas.records import OutputRecord
 from tests.pipeline.conftest import WAIT_S, Topics
@@ -56,16 +59,24 @@ class HeldStep:
 class Bench:
     """A worker over the requests topic, on a thread, with a held step."""
 
-    def __init__(self, settings: EnsembleSettings, *, max_in_flight_tokens: int = 10_000) -> None:
+    def __init__(
+        self, settings: EnsembleSettings, *, max_in_flight_tokens: int = 10_000, intake: Intake | None = None
+    ) -> None:
         names = settings.topic_names
         self.metrics = WorkerMetrics(settings.name)
         self.worker = Worker(
-            settings.kafka.consumer_settings(),
-            settings.kafka.producer_settings(),
             topic=names.requests,
-            group="bench",
-            client_id="bench",
-            intake=RequestIntake(max_pack_size=4),
+            connect=lambda on_error, on_commit: clients.consumer(
+                settings.kafka.consumer_settings(),
+                group="bench",
+                client_id="bench",
+                on_error=on_error,
+                on_commit=on_commit,
+            ),
+            deliver=lambda worker: deliver(
+                settings, worker, topic=names.requests, client_id="bench", metrics=self.metrics.stage("tokenize")
+            ),
+            intake=intake or RequestIntake(max_pack_size=4),
             dead_letters=DeadLetters(
                 settings.kafka.consumer_settings(),
                 topic=names.dead_letters,
@@ -86,7 +97,7 @@ class Bench:
 
     def _run(self) -> None:
         try:
-            self.worker.run(self.step.submit, self.stop)
+            self.worker.run(self.step.submit, self.stop.is_set)
         except WorkerFailure as err:
             self.error = err
 
@@ -234,6 +245,56 @@ def test_a_result_too_large_for_its_topic_is_a_dead_letter(settings: MakeSetting
     told = {name: (value or b"").decode() for name, value in dead.headers() or []}
     assert (dead.key(), dead.value(), told["h"]) == (b"k", b"large", "v")
     assert told["__dlq.errors.reason"] == "result_too_large"
+
+
+def test_a_dead_letter_too_large_for_its_topic_goes_without_its_value(
+    settings: MakeSettings, broker: EmbeddedBroker
+) -> None:
+    made = settings(partitions=1)
+    topics = Topics(made)
+    with bench(made) as running:
+        topics.send(b"large", key=b"k", headers=[("h", b"v")])
+        eventually(lambda: running.step.records_seen == 1)
+        broker.push_request_errors(ApiKey.PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.MSG_SIZE_TOO_LARGE])
+        running.step.holding = False
+        running.step.release()
+        [dead] = topics.read(made.topic_names.dead_letters, 1)
+        topics.send(b"neighbour")
+        topics.read(made.topic_names.results, 1)
+    told = {name: (value or b"").decode() for name, value in dead.headers() or []}
+    assert (dead.key(), dead.value(), told["h"]) == (b"k", None, "v")
+    assert "its value of 5 bytes is left out" in told["__dlq.errors.message"]
+
+
+def test_an_offset_that_the_broker_could_not_tell_is_not_taken_for_none(settings: MakeSettings) -> None:
+    """It would read the partition from its beginning."""
+    made = settings(partitions=1)
+    with bench(made) as running:
+        place = SimpleNamespace(partition=0, offset=-1001, error=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+
+        class Unsure:
+            def committed(self, _places: object, timeout: float) -> list[SimpleNamespace]:
+                return [place]
+
+        consumer, running.worker._consumer = running.worker._consumer, cast(Consumer, Unsure())
+        with pytest.raises(KafkaException):
+            running.worker.committed([0])
+        running.worker._consumer = consumer
+
+
+def test_an_exception_in_the_poll_loop_stops_the_worker_without_a_commit(settings: MakeSettings) -> None:
+    made = settings(partitions=1)
+    topics = Topics(made)
+    running = Bench(made, intake=no_intake)
+    topics.send(b"1")
+    running.thread.join(WAIT_S)
+    assert not running.thread.is_alive()
+    assert str(running.error) == "a bug"
+    assert topics.committed("bench", made.topic_names.requests)[0] < 0
+
+
+def no_intake(*_: object) -> Iterator[Unit]:
+    raise RuntimeError("a bug")
 
 
 def test_errors_of_the_broker_that_pass_are_waited_out(settings: MakeSettings, broker: EmbeddedBroker) -> None:

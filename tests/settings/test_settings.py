@@ -107,7 +107,7 @@ def test_defaults(tmp_path):
         "max_in_flight_tokens": 65536,
     }
     assert ensemble.engine.instance_count == len(os.sched_getaffinity(0))
-    assert (ensemble.commit_interval_ms, ensemble.drain_timeout_ms) == (500, 20000)
+    assert (ensemble.commit_every_ms, ensemble.drain_timeout_ms) == (500, 20000)
     assert [ensemble.http_port(stage) for stage in ("tokenize", "encode", "postprocess")] == [8002, 8003, 8004]
     assert ensemble.group_id("encode") == "reviews.encode"
     assert ensemble.kafka.client_settings() == {"bootstrap.servers": "127.0.0.1:9092"}
@@ -255,7 +255,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "batching.max_in_flight_tokens: 1000 lets no batch gather; allowed: at least 1024 (max_batch_tokens)",
         ),
         ("engine/kind", "tensorrt", "engine.kind: 'tensorrt' is not allowed; allowed: onnxruntime, openvino, numpy"),
-        ("delivery", "exactly_once", "delivery: 'exactly_once' is not allowed; allowed: at_least_once"),
+        ("delivery", "twice", "delivery: 'twice' is not allowed; allowed: at_least_once, exactly_once"),
         ("http/host", "", f"http.host: '' is not allowed; allowed: {HOST}"),
         ("http/host", "http://me", f"http.host: 'http://me' is not allowed; allowed: {HOST}"),
         ("http/host", "me:8002", f"http.host: 'me:8002' is not allowed; allowed: {HOST}"),

@@ -1,0 +1,354 @@
+"""One transactional producer: outputs of its partitions and the offsets they answer, committed together or not at all.
+
+A commit, in steps: (1) nothing of it may belong to a partition that was taken away; (2) all outputs are acknowledged;
+(3) the offsets of the units join the transaction, with this worker's membership of the group, which the broker checks:
+a worker that the group has replaced can't commit; (4) the transaction commits; (5) the lines move on.
+
+Where a step fails the transaction is aborted and the same units are produced again in a new one: their outputs are kept
+until they are committed, so nothing is computed twice. Whether a commit that failed without an answer has happened
+after all is read off the group's committed offsets before anything is produced again.
+
+Of threads it knows two: the one that calls `turn`, and whoever calls `finish` and `release`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pipeline.deadline import Deadline
+from pipeline.delivery import TOO_LARGE
+from pipeline.errors import WorkerFailure
+from pipeline.lines import PartitionLine, Unit
+from pipeline.metrics import StageMetrics
+from schemas.records import OutputRecord
+
+log = logging.getLogger("penstock.transactions")
+
+# One call of the client. A broker answers in milliseconds, one that restarts in seconds.
+_CALL_S = 5.0
+# All steps of a commit: under the 30 s that a poll loop may stand still before it counts as stuck.
+_COMMIT_S = 20.0
+# Between attempts, doubling; a rebalance or a broker's restart takes up to seconds.
+_FIRST_BACKOFF_MS = 10.0
+_LONGEST_BACKOFF_MS = 1_000.0
+# 100 attempts are a minute and a half without one commit.
+_MOST_ATTEMPTS = 100
+# A producer is fenced by a transaction that timed out while the broker was away, or by another worker of its name. Two
+# of the same name fence each other; the group decides between them within a heartbeat.
+_MOST_FENCED = 10
+
+_FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
+# What no further attempt mends.
+_REFUSED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.UNSUPPORTED_VERSION,
+        KafkaError._UNSUPPORTED_FEATURE,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
+
+
+class _Again(Exception):
+    """Raised when an open transaction must be aborted and its units produced once more: at once where what was wrong
+    will not be there again."""
+
+    def __init__(self, why: str, *, at_once: bool) -> None:
+        super().__init__(why)
+        self.at_once = at_once
+
+
+class TransactionLane:
+    """Delivers the units of some partitions, in order, in one transaction after the other.
+
+    `connect` makes a producer; `committed` reads the group's offsets of partitions; `oversized` makes what stands for
+    an output too large for its topic (nothing, where nothing can). `turn` raises WorkerFailure where no attempt helps.
+    """
+
+    def __init__(
+        self,
+        *,
+        topic: str,
+        connect: Callable[[], Producer],
+        group_metadata: Callable[[], object],
+        committed: Callable[[Sequence[int]], Mapping[int, int]],
+        on_arrived: Callable[[Unit], None],
+        oversized: Callable[[Unit, OutputRecord, str], list[OutputRecord]],
+        metrics: StageMetrics,
+        commit_interval_ms: float,
+        max_records: int,
+        clock_ms: Callable[[], float],
+    ) -> None:
+        self.hurried = False
+        self._topic = topic
+        self._connect = connect
+        self._group_metadata = group_metadata
+        self._committed = committed
+        self._on_arrived = on_arrived
+        self._oversized = oversized
+        self._metrics = metrics
+        self._commit_interval_ms = commit_interval_ms
+        self._max_records = max_records
+        self._clock_ms = clock_ms
+        self._inbox: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+        # Released by their lines in order: `_waiting` for a transaction, `_open` in the one that is open.
+        self._waiting: deque[Unit] = deque()
+        self._open: list[Unit] = []
+        self._records_open = 0
+        self._opened_ms = 0.0
+        self._in_doubt = False
+        self._too_large: list[tuple[Unit, OutputRecord, str]] = []
+        self._delivery_error: KafkaError | None = None
+        self._failures = 0
+        self._fenced = 0
+        self._next_attempt_ms = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a producer, and no transaction of a predecessor is open any more."""
+        return self._producer is not None
+
+    def finish(self, unit: Unit) -> None:
+        """A unit's outputs are complete. From any thread; never blocks."""
+        self._inbox.put(unit)
+
+    def wake(self) -> None:
+        """Let a `turn` that waits return."""
+        self._inbox.put(None)
+
+    def release(self, line: PartitionLine) -> None:
+        """Nothing of the partition is committed after this returns. It waits for a commit that is under way."""
+        with self._lock:
+            line.dropped = True
+
+    def turn(self, wait_s: float) -> None:
+        """Do what is due; with nothing due, wait so long for a unit."""
+        self._take(min(wait_s, self._due_in_s()))
+        if self._clock_ms() < self._next_attempt_ms:
+            return
+        try:
+            if self._producer is None:
+                self._begin_anew()
+            if self._in_doubt:
+                self._settle_doubt()
+            self._produce_waiting()
+            if self._open and self._due_in_s() <= 0:
+                self._commit()
+        except (_Again, KafkaException, SystemError) as err:
+            # SystemError: librdkafka's callbacks ran while it had a fatal error (confluent-kafka 2.16).
+            self._recover(err)
+
+    def close(self) -> None:
+        """Abort what is open: readers are held back by it until it times out."""
+        if self._producer is None or not self._open:
+            return
+        try:
+            self._producer.abort_transaction(_CALL_S)
+        except KafkaException as err:
+            log.warning("a transaction was left open: %s", err.args[0].str())
+
+    def _take(self, wait_s: float) -> None:
+        try:
+            unit = self._inbox.get(timeout=wait_s) if wait_s > 0 else self._inbox.get_nowait()
+            while True:
+                if unit is not None and not unit.line.dropped:
+                    for ready in unit.line.finish(unit):
+                        ready.undelivered = 1  # one commit
+                        self._waiting.append(ready)
+                unit = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _due_in_s(self) -> float:
+        """Seconds until there is something to do that no unit brings."""
+        now_ms = self._clock_ms()
+        if now_ms < self._next_attempt_ms:
+            return (self._next_attempt_ms - now_ms) / 1e3
+        if self._producer is None or self._waiting:
+            return 0.0
+        if not self._open:
+            return float("inf")
+        if self.hurried or self._records_open >= self._max_records:
+            return 0.0
+        return (self._opened_ms + self._commit_interval_ms - now_ms) / 1e3
+
+    def _begin_anew(self) -> None:
+        """A producer of this name, which ends what a predecessor left open."""
+        producer = self._connect()
+        producer.init_transactions(_CALL_S)
+        self._producer = producer
+
+    def _settle_doubt(self) -> None:
+        """The group's committed offsets say which units arrived in a commit that nobody answered."""
+        self._waiting = deque(unit for unit in self._waiting if not unit.line.dropped)
+        partitions = sorted({unit.line.partition for unit in self._waiting})
+        try:
+            committed = self._committed(partitions) if partitions else {}
+        except KafkaException as err:
+            raise _Again(f"the group's offsets can't be read: {err.args[0].str()}", at_once=False) from err
+        self._in_doubt = False
+        waiting, self._waiting = self._waiting, deque()
+        for unit in waiting:
+            if unit.next_offset <= committed.get(unit.line.partition, -1):
+                self._arrive([unit])
+            else:
+                self._waiting.append(unit)
+
+    def _produce_waiting(self) -> None:
+        assert self._producer is not None
+        while self._waiting and self._records_open < self._max_records:
+            unit = self._waiting.popleft()
+            if unit.line.dropped:
+                continue
+            if not self._open:
+                self._producer.begin_transaction()
+                self._opened_ms = self._clock_ms()
+            self._open.append(unit)
+            for output in list(unit.outputs):
+                self._produce(unit, output)
+        self._producer.poll(0)
+
+    def _produce(self, unit: Unit, output: OutputRecord) -> None:
+        assert self._producer is not None
+        self._records_open += 1
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic,
+                    output.value,
+                    output.key,
+                    unit.line.partition,
+                    partial(self._reported, unit, output),
+                    headers=[*output.headers],
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            except KafkaException as err:
+                if err.args[0].code() not in TOO_LARGE:
+                    raise
+                for replacement in self._replace(unit, output, err.args[0].str()):
+                    self._produce(unit, replacement)
+                return
+            else:
+                return
+
+    def _reported(self, unit: Unit, output: OutputRecord, err: KafkaError | None, _message: Message) -> None:
+        if err is None:
+            return
+        if err.code() in TOO_LARGE:
+            self._too_large.append((unit, output, err.str()))
+        elif err.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            self._delivery_error = self._delivery_error or err
+
+    def _commit(self) -> None:
+        assert self._producer is not None
+        deadline = Deadline(_COMMIT_S)
+        started_ms = self._clock_ms()
+        with self._lock:
+            if any(unit.line.dropped for unit in self._open):
+                raise _Again("a partition was taken away", at_once=True)
+            while self._producer.flush(min(_CALL_S, deadline.remaining_s())):
+                if deadline.expired:
+                    raise _Again("the broker does not acknowledge the outputs", at_once=False)
+            if self._too_large:
+                raise _Again("an output is too large for its topic", at_once=True)
+            ends = {unit.line.partition: unit.next_offset for unit in self._open}
+            offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
+            self._until(deadline, self._producer.send_offsets_to_transaction, offsets, self._group_metadata())
+            self._until(deadline, self._producer.commit_transaction)
+            committed, self._open, self._records_open = self._open, [], 0
+        self._failures = self._fenced = 0
+        self._metrics.committed(self._clock_ms() - started_ms)
+        self._arrive(committed)
+
+    def _arrive(self, units: Iterable[Unit]) -> None:
+        for unit in units:
+            unit.undelivered = 0
+            for arrived in unit.line.advance():
+                self._on_arrived(arrived)
+
+    def _recover(self, err: Exception) -> None:
+        """Abort, and put the units back where they wait. Raises WorkerFailure where that is no use."""
+        error = err.args[0] if isinstance(err, KafkaException) else None
+        told = self._delivery_error or error
+        why = told.str() if told is not None else str(err)
+        if told is not None and told.code() in _REFUSED:
+            raise WorkerFailure(f"{self._topic}: no transaction can be committed: {why}") from err
+        if error is not None and error.code() in _FENCED:
+            self._fenced += 1
+        at_once = isinstance(err, _Again) and err.at_once
+        self._failures += not at_once
+        if self._failures >= _MOST_ATTEMPTS or self._fenced >= _MOST_FENCED:
+            raise WorkerFailure(
+                f"{self._topic}: no transaction was committed in {self._failures} attempts: {why}"
+            ) from err
+        log.log(
+            logging.INFO if at_once else logging.WARNING,
+            "%s: transaction aborted, to be tried again: %s",
+            self._topic,
+            why,
+        )
+        self._metrics.aborted()
+        self._abort(usable=isinstance(err, _Again) or (error is not None and _usable_after(error)))
+        for unit, output, reason in self._too_large:
+            self._replace(unit, output, reason)
+        self._too_large, self._delivery_error = [], None
+        self._waiting.extendleft(reversed(self._open))
+        self._open, self._records_open = [], 0
+        self._in_doubt = True
+        if not at_once:
+            backoff_ms = min(_LONGEST_BACKOFF_MS, _FIRST_BACKOFF_MS * 2 ** min(self._failures, 10))
+            self._next_attempt_ms = self._clock_ms() + backoff_ms
+
+    def _abort(self, *, usable: bool) -> None:
+        """End the transaction; a producer that can't do that is given up, and the next one's start ends it."""
+        if self._producer is None or not (self._open and usable):
+            self._producer = self._producer if usable else None
+            return
+        try:
+            self._until(Deadline(_CALL_S), self._producer.abort_transaction)
+            self._producer.poll(0)
+        except (KafkaException, SystemError) as err:
+            log.debug("abort: %s", err)
+            self._producer = None
+
+    def _until(self, deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:
+        """Call, again while the client says that this may help."""
+        while True:
+            try:
+                call(*arguments, min(_CALL_S, deadline.remaining_s()))
+            except KafkaException as err:
+                if deadline.expired or not err.args[0].retriable():
+                    raise
+            else:
+                return
+
+    def _replace(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
+        self._metrics.delivery_failed()
+        replacements = self._oversized(unit, output, why)
+        if not replacements:
+            raise WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {why}")
+        place = next(place for place, each in enumerate(unit.outputs) if each is output)
+        unit.outputs[place : place + 1] = replacements
+        return replacements
+
+
+def _usable_after(error: KafkaError) -> bool:
+    """Whether a producer goes on after this; otherwise the next one's start ends its transaction."""
+    return not error.fatal() and (error.retriable() or error.txn_requires_abort())
