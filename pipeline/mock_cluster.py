@@ -67,7 +67,7 @@ _PRODUCER = 0  # rd_kafka_type_t
 _ERROR_SIZE_BYTES = 512
 
 
-class MockClusterError(Exception):
+class MockClusterError(UserError):
     """Raised when librdkafka lacks its mock cluster or refuses a call: Penstock and confluent-kafka don't fit."""
 
 
@@ -191,10 +191,10 @@ def _new_client() -> int:
     config = lib.rd_kafka_conf_new()
     # 3: errors only. It would warn that it has no bootstrap.servers.
     if lib.rd_kafka_conf_set(config, b"log_level", b"3", error, len(error)):
-        raise MockClusterError(error.value.decode())
+        raise MockClusterError(f"the embedded broker: {error.value.decode()}")
     handle: int | None = lib.rd_kafka_new(_PRODUCER, config, error, len(error))
     if handle is None:
-        raise MockClusterError(error.value.decode())
+        raise MockClusterError(f"the embedded broker: {error.value.decode()}")
     return handle
 
 
@@ -202,11 +202,11 @@ def _new_cluster(client: int, broker_count: int) -> int:
     """A cluster that listens on loopback, on ports the kernel chooses."""
     handle: int | None = _library().rd_kafka_mock_cluster_new(client, broker_count)
     if handle is None:
-        raise MockClusterError("librdkafka could not listen on 127.0.0.1")
+        raise MockClusterError("the embedded broker: librdkafka could not listen on 127.0.0.1")
     return handle
 
 
 def _check(code: int) -> None:
     """Raise what an error code means."""
     if code:
-        raise MockClusterError(_library().rd_kafka_err2str(code).decode())
+        raise MockClusterError(f"the embedded broker: {_library().rd_kafka_err2str(code).decode()}")

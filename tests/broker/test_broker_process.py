@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
-from pipeline import broker
+from pipeline import broker, mock_cluster
 from pipeline.broker import (
     CONSUMER_SETTINGS,
     CONTROL_TOPIC,
@@ -137,6 +137,24 @@ def test_a_mistake_gives_one_line_and_exit_code_2(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert line in captured.err
+
+
+def test_a_librdkafka_without_a_mock_cluster_gives_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(mock_cluster._FUNCTIONS, "rd_kafka_mock_gone", (None, []))
+    mock_cluster._library.cache_clear()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert broker.main([]) == 2
+    finally:
+        mock_cluster._library.cache_clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("the embedded broker needs librdkafka's rd_kafka_mock_gone, which ")
+    assert captured.err.count("\n") == 1
 
 
 def test_serve_refuses_other_hosts_for_its_callers_too() -> None:
