@@ -11,7 +11,7 @@ from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.http import host_refusal
-from pipeline.reach import reach_broker
+from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.results import Label, Output
@@ -78,7 +78,9 @@ def _http(settings: EnsembleSettings) -> str:
 
 
 def _broker(settings: EnsembleSettings) -> str:
-    metadata = broker_metadata(reach_broker(settings.kafka))
+    admin = reach_broker(settings.kafka)
+    require_transactions(settings, admin)
+    metadata = broker_metadata(admin)
     return f"{_counted(len(metadata.brokers), 'broker')}, {_counted(len(metadata.topics), 'topic')}"
 
 

@@ -9,9 +9,11 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline import clients
+from pipeline.broker import is_embedded
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError
 from pipeline.kafka_settings import KafkaSettings
+from pipeline.settings import EnsembleSettings
 from pipeline.topics import broker_metadata
 
 # A broker answers in milliseconds, and one that is just starting in a few seconds.
@@ -74,3 +76,13 @@ def existing_partitions(kafka: KafkaSettings, topic: str) -> list[int]:
     if found.error is not None:
         raise UserError(f"{topic}: can't be used: {found.error.str()}")
     return sorted(found.partitions)
+
+
+def require_transactions(settings: EnsembleSettings, admin: AdminClient) -> None:
+    """Raises UserError where the ensemble promises what this broker can't keep: an embedded one says yes to every
+    transaction and keeps none. TopicError where no broker answers."""
+    if settings.delivery == "exactly_once" and is_embedded(broker_metadata(admin).topics):
+        raise UserError(
+            "delivery: exactly_once needs a Kafka with transactions, and the embedded broker has none: "
+            "start one with `penstock broker --apache`"
+        )

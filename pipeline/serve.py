@@ -16,12 +16,14 @@ from types import FrameType
 from typing import Literal
 
 from pipeline import clients
+from pipeline.backlog import require_no_packs
 from pipeline.http import HealthServer
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
+from pipeline.reach import require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.supervisor import RESTARTS
-from pipeline.topics import TopicError, require_topics, wanted_topics
+from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
 from pipeline.work import WorkerState, work
 
 log = logging.getLogger("penstock.serve")
@@ -66,6 +68,9 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState
     while not state.stop.is_set():
         try:
             require_topics(admin, wanted)
+            require_transactions(settings, admin)
+            if fused:
+                require_no_packs(settings, broker_metadata(admin))
         except TopicError as err:
             log.warning("%s; trying again", err)
             continue

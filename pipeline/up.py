@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline import broker
 from pipeline.exit_codes import EXIT_FAILED
-from pipeline.reach import reach_broker
+from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.supervisor import Supervisor
 from pipeline.topics import MAKE_MISSING, WantedTopic, broker_metadata, compare_topics, create_topics, wanted_topics
@@ -85,6 +85,7 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = 
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     for line in settings.log_lines():
         log.info("%s", line)
+    require_transactions(settings, reach_broker(settings.kafka))
     for topic in make_topics(settings, fused=fused):
         log.info("made topic %s", topic)
     module = ["pipeline.cli", "--log-level", log_level]
