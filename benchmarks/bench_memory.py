@@ -2,7 +2,7 @@
 
     make bench BENCH=bench_memory ARGS='--count 100000'
 
-Samples the resident size (RSS) of every process below `penstock demo` and prints JSON: for each, MB at a tenth, at
+Samples the resident size (RSS) of every process below `penstock demo` and prints JSON: for each, MiB at a tenth, at
 half and at the end of the run, and the growth from half to end.
 """
 
@@ -32,7 +32,7 @@ def role(process: psutil.Process) -> str | None:
 
 
 def sample(root: psutil.Process) -> dict[str, float]:
-    """Role -> MB, of all processes that live."""
+    """Role -> MiB, of all processes that live."""
     found: dict[str, float] = {}
     for process in [root, *root.children(recursive=True)]:
         try:
@@ -60,11 +60,11 @@ def main() -> None:
         series = [each[name] for each in samples if name in each]
         tenth, half, end = series[len(series) // 10], series[len(series) // 2], series[-2 if len(series) > 1 else -1]
         memory[name] = {
-            "at_tenth_mb": round(tenth, 1),
-            "at_half_mb": round(half, 1),
-            "at_end_mb": round(end, 1),
-            "peak_mb": round(max(series), 1),
-            "growth_second_half_mb": round(end - half, 1),
+            "at_tenth_mib": round(tenth, 1),
+            "at_half_mib": round(half, 1),
+            "at_end_mib": round(end, 1),
+            "peak_mib": round(max(series), 1),
+            "growth_second_half_mib": round(end - half, 1),
         }
     print(json.dumps({"benchmark": "memory", "machine": machine(), "memory": memory, "demo": said}, indent=1))
 

@@ -19,7 +19,7 @@ from pipeline.triton_metrics import TritonCollector
 from schemas.errors import Reason
 
 _TOKEN_BUCKETS = tuple(1 << power for power in range(5, 17))  # 32 to 65,536
-_TEXT_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
+_WINDOW_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
 _AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _COMMIT_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0)
 
@@ -53,7 +53,7 @@ class WorkerMetrics:
         self.watermark_lag = self._gauge("watermark_lag", "Records read and not yet delivered", place)
         self.consumer_lag = self._gauge("consumer_lag", "Records of the topic not yet delivered", place)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens of a micro-batch", _TOKEN_BUCKETS)
-        self.batch_texts = self._histogram("batch_texts", "Windows of a micro-batch", _TEXT_BUCKETS)
+        self.batch_windows = self._histogram("batch_windows", "Windows of a micro-batch", _WINDOW_BUCKETS)
         self.batch_age = self._histogram("batch_age_seconds", "Wait of a micro-batch's oldest window", _AGE_BUCKETS_S)
 
     def stage(self, name: str) -> StageMetrics:
@@ -87,7 +87,7 @@ class StageMetrics:
         self._in_flight_tokens = worker.in_flight_tokens.labels(*labels)
         self._paused = worker.paused.labels(*labels)
         self._batch_tokens = worker.batch_tokens.labels(*labels)
-        self._batch_texts = worker.batch_texts.labels(*labels)
+        self._batch_windows = worker.batch_windows.labels(*labels)
         self._batch_age = worker.batch_age.labels(*labels)
         self._transactions_committed = worker.transactions.labels(*labels, "committed")
         self._transactions_aborted = worker.transactions.labels(*labels, "aborted")
@@ -131,7 +131,7 @@ class StageMetrics:
         self._tokens.inc(tokens)
         self._padded_tokens.inc(padded_tokens)
         self._batch_tokens.observe(tokens)
-        self._batch_texts.observe(windows)
+        self._batch_windows.observe(windows)
         self._batch_age.observe(max(waited_ms, default=0.0) / 1e3)
 
     def arrived(self, *, texts: int, total_ms: float) -> None:

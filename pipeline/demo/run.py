@@ -188,7 +188,7 @@ class _Demo:
                 load.ledger if load else Ledger(),
                 counters.since(self._before),
                 restarts=stages.restarts if stages else 0,
-                memory_mb=stages.memory(self._broker) if stages and load else {},
+                memory_mib=stages.memory(self._broker) if stages and load else {},
                 stopped=str(self.stopped) if self.stopped else None,
             )
         finally:

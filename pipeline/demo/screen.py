@@ -154,8 +154,8 @@ def time_rows(summary: Summary) -> list[tuple[str, ...]]:
     }
     whole = sum(totals.values()) or 1.0
     rows: list[tuple[str, ...]] = []
-    for name in [*summary.time_ms, *(other for other in summary.memory_mb if other not in summary.time_ms)]:
-        spent, memory = summary.time_ms.get(name), summary.memory_mb.get(name)
+    for name in [*summary.time_ms, *(other for other in summary.memory_mib if other not in summary.time_ms)]:
+        spent, memory = summary.time_ms.get(name), summary.memory_mib.get(name)
         parts = (f"{spent.queue:,.1f}", f"{spent.compute:,.1f}") if isinstance(spent, StageTime) else ("", "")
         in_all = ("", "") if spent is None else (f"{totals[name]:,.1f}", f"{totals[name] / whole:.1%}")
         rows.append((name, *parts, *in_all, "" if memory is None else f"{memory.peak:,.0f}"))

@@ -65,9 +65,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     padding_share: float | None
     mean_batch_texts: float | None
+    """Texts for each micro-batch of encode: one of several windows is one text, though it is in several of them."""
     latency_ms: Percentiles | None
     time_ms: dict[str, StageTime | float]
-    memory_mb: dict[str, Memory]
+    memory_mib: dict[str, Memory]
     stopped: str | None
     """Why it ended before its time."""
 
@@ -130,13 +131,15 @@ class Counters:
 
 
 def summarize(
-    ledger: Ledger, counters: Counters, *, restarts: int, memory_mb: Mapping[str, Memory], stopped: str | None
+    ledger: Ledger, counters: Counters, *, restarts: int, memory_mib: Mapping[str, Memory], stopped: str | None
 ) -> Summary:
     """`counters` are the differences over the run."""
     seconds = ledger.seconds
     latencies_ms = ledger.latencies_ms()
     used = counters.ratio("penstock_tokens", "penstock_padded_tokens", "encode")
-    batch = counters.ratio("penstock_batch_texts_sum", "penstock_batch_texts_count", "encode")
+    # In encode the metrics count windows; postprocess has the texts that these were of.
+    texts = counters.get("nv_inference_count", "postprocess")
+    batches = counters.get("nv_inference_exec_count", "encode")
     return Summary(
         requests=ledger.sent,
         results=ledger.results,
@@ -149,10 +152,10 @@ def summarize(
         texts_per_s=round(ledger.results / seconds, 1) if seconds else 0.0,
         tokens_per_s=round(ledger.tokens / seconds, 1) if seconds else 0.0,
         padding_share=None if used is None else round(1 - used, 4),
-        mean_batch_texts=None if batch is None else round(batch, 1),
+        mean_batch_texts=round(texts / batches, 1) if texts and batches else None,
         latency_ms=_percentiles(latencies_ms) if len(latencies_ms) else None,
         time_ms=_times_ms(counters, float(latencies_ms.mean())) if len(latencies_ms) else {},
-        memory_mb=dict(memory_mb),
+        memory_mib=dict(memory_mib),
         stopped=stopped,
     )
 

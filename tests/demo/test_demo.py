@@ -121,7 +121,7 @@ def test_all_stages_answer_every_request_once(start: Start, ensemble: Path, text
     assert summary["time_ms"]["encode"].keys() == {"queue", "compute"}
     assert summary["time_ms"]["encode"]["compute"] > 0
     if sys.platform == "linux":
-        assert summary["memory_mb"].keys() == {"tokenize", "encode", "postprocess", "broker", "demo"}
+        assert summary["memory_mib"].keys() == {"tokenize", "encode", "postprocess", "broker", "demo"}
     assert "Ready after" in err
 
 

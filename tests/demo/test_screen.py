@@ -34,7 +34,7 @@ SUMMARY = Summary(
         "postprocess": StageTime(1.0, 2.0),
         "topics": 37.0,
     },
-    memory_mb={"encode": Memory(500.0, 546.3), "demo": Memory(66.0, 68.0)},
+    memory_mib={"encode": Memory(500.0, 546.3), "demo": Memory(66.0, 68.0)},
     stopped=None,
 )
 

@@ -14,7 +14,7 @@ from pipeline.triton_metrics import exposition
 
 JSON_KEYS = {
     *("requests", "results", "dead_letters", "lost", "repeated", "out_of_order", "restarts", "seconds"),
-    *("texts_per_s", "tokens_per_s", "padding_share", "mean_batch_texts", "latency_ms", "time_ms", "memory_mb"),
+    *("texts_per_s", "tokens_per_s", "padding_share", "mean_batch_texts", "latency_ms", "time_ms", "memory_mib"),
     "stopped",
 }
 
@@ -32,7 +32,7 @@ def ledger_of(latencies_s: list[float]) -> Ledger:
 
 
 def summary_of(ledger: Ledger, counters: Counters | None = None, stopped: str | None = None) -> Summary:
-    return summarize(ledger, counters or Counters.of([]), restarts=0, memory_mb={}, stopped=stopped)
+    return summarize(ledger, counters or Counters.of([]), restarts=0, memory_mib={}, stopped=stopped)
 
 
 def batch(metrics: WorkerMetrics, windows: int) -> None:
@@ -64,6 +64,15 @@ def test_where_the_time_went_adds_up_to_the_mean_latency() -> None:
     }
     assert summary.padding_share == 0.0625
     assert summary.mean_batch_texts == 2.0
+
+
+def test_a_text_of_several_windows_is_one_text_of_its_micro_batches() -> None:
+    metrics = WorkerMetrics("demo")
+    batch(metrics, 64)
+    batch(metrics, 36)
+    assert summary_of(ledger_of([0.1]), Counters.of([page(metrics)])).mean_batch_texts is None
+    metrics.stage("postprocess").stage_done(texts=5, queue_ms=1.0, compute_ms=2.0)
+    assert summary_of(ledger_of([0.1]), Counters.of([page(metrics)])).mean_batch_texts == 2.5
 
 
 def test_a_fused_worker_s_page_has_all_stages() -> None:

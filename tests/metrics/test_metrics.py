@@ -79,7 +79,7 @@ def test_a_micro_batch_counts_for_each_of_its_windows(worker):
     assert found["penstock_tokens_total", "demo", "encode"] == 60
     assert found["penstock_padded_tokens_total", "demo", "encode"] == 128
     assert found["penstock_batch_tokens_sum", "demo", "encode"] == 60
-    assert found["penstock_batch_texts_sum", "demo", "encode"] == 2
+    assert found["penstock_batch_windows_sum", "demo", "encode"] == 2
     assert found["penstock_batch_age_seconds_sum", "demo", "encode"] == pytest.approx(0.003)
 
 
