@@ -169,7 +169,8 @@ def test_a_worker_that_can_not_work_ends_it_with_its_own_lines(
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
     assert json.loads(out)["stopped"] == "fused can't work with these settings"
-    assert f"fused: penstock: model '{empty}'" in err
+    assert f"fused: penstock: {ensemble}:" in err
+    assert f"model '{empty}'" in err
     assert "Traceback" not in err
 
 
