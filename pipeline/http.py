@@ -38,11 +38,15 @@ _JSON = "application/json"
 _Page = tuple[HTTPStatus, str, bytes]
 
 
+class PortTaken(SettingsError):
+    """Raised when somebody else listens on the port."""
+
+
 class HealthServer:
     """Serves from the moment it is made until `close`.
 
     `live` and `ready` are asked at each request, from the server's threads; `ready` answers None, or why not.
-    Port 0 takes a free one. Raises SettingsError where the address can't be had.
+    Port 0 takes a free one. Raises PortTaken, or SettingsError where the address can't be had for another reason.
     """
 
     def __init__(
@@ -167,7 +171,8 @@ def _open(host: str, port: int, page: Callable[[str, str], _Page]) -> _Server:
     except (OSError, UnicodeError) as err:
         message = f"can't listen on {host}, port {port}: {_reason(err)}; allowed:"
         if isinstance(err, OSError) and err.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise SettingsError([f"http.port: {message} another one, or 0 for any"]) from err
+            kind = PortTaken if err.errno == errno.EADDRINUSE else SettingsError
+            raise kind([f"http.port: {message} another one, or 0 for any"]) from err
         raise SettingsError([f"http.host: {message} {_OUR_HOSTS}"]) from err
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline import clients
 from pipeline.backlog import require_no_packs
-from pipeline.http import HealthServer
+from pipeline.http import HealthServer, PortTaken
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
 from pipeline.reach import require_transactions
@@ -44,13 +44,7 @@ def serve(settings: EnsembleSettings, role: Role, *, http_port: int | None = Non
     metrics = WorkerMetrics(settings.name, restarts=int(os.environ.get(RESTARTS, "0")))
     state = WorkerState()
     with _stopped_by_signals(state.stop):
-        http = HealthServer(
-            settings.http.host,
-            settings.http_port(stages[0]) if http_port is None else http_port,
-            metrics.registry,
-            live=state.live,
-            ready=state.not_ready,
-        )
+        http = _open_http(settings, stages[0], http_port, metrics, state)
         log.info("%s of %s: http on %s:%d", role, settings.name, http.host, http.port)
         try:
             _await_topics(settings, fused=role == "fused", state=state)
@@ -58,6 +52,27 @@ def serve(settings: EnsembleSettings, role: Role, *, http_port: int | None = Non
                 work(settings, stages, metrics, state)
         finally:
             http.close()
+
+
+def _open_http(
+    settings: EnsembleSettings, stage: Stage, http_port: int | None, metrics: WorkerMetrics, state: WorkerState
+) -> HealthServer:
+    """At `http_port`, else at the file's port for the stage, else, where another worker of the stage has that, at any.
+
+    Raises SettingsError.
+    """
+
+    def listen(port: int) -> HealthServer:
+        return HealthServer(settings.http.host, port, metrics.registry, live=state.live, ready=state.not_ready)
+
+    if http_port is not None:
+        return listen(http_port)
+    port = settings.http_port(stage)
+    try:
+        return listen(port)
+    except PortTaken:
+        log.warning("http.port: %d is taken: taking a free one; --http-port chooses", port)
+        return listen(0)
 
 
 def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState) -> None:

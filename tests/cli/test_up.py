@@ -163,15 +163,30 @@ def test_one_stage_alone_drains_on_sigterm(
     assert set(traffic.answered.values()) == {1}
 
 
-def test_a_stage_whose_port_is_taken_stops_all_of_them(
+def test_a_stage_that_can_not_listen_stops_all_of_them(
     ensemble: WriteEnsemble, kafka: BrokerProcess, tmp_path: Path
 ) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, http={"host": "192.0.2.1"})
+    log = tmp_path / "log"
+    with running("--log-level", "error", "up", file, "--fused", log=log) as process:
+        assert process.wait(WAIT_S) == 2
+    assert [line.partition("http.host: ")[2][:12] for line in log.read_text().splitlines()[:1]] == ["can't listen"]
+
+
+def test_a_second_worker_of_a_stage_takes_another_port(
+    ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, penstock: Penstock, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        file = ensemble(bootstrap=kafka.bootstrap, http={"port": taken.getsockname()[1]})
+        port = taken.getsockname()[1]
+        file = ensemble(bootstrap=kafka.bootstrap, http={"port": port})
+        assert penstock("topics", file, "--create", "--fused").code == 0
+        traffic.send(1)
         log = tmp_path / "log"
-        with running("--log-level", "error", "up", file, "--fused", log=log) as process:
-            assert process.wait(WAIT_S) == 2
-    assert [line.partition("http.port: ")[2][:12] for line in log.read_text().splitlines()[:1]] == ["can't listen"]
+        with running("run", "fused", file, log=log) as process:
+            traffic.read(traffic.all_answered)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 0
+    assert f"http.port: {port} is taken: taking a free one; --http-port chooses" in log.read_text()
 
 
 def test_the_embedded_broker_says_its_address_and_stops_when_told(tmp_path: Path) -> None:
