@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32: an extra (`openvino`), faster than ONNX Runtime on some processors.
+"""OpenVINO on the CPU, in float32: an optional package (`openvino`), faster than ONNX Runtime on some processors.
 
 Each instance is a stream with threads of its own; a call takes a free one and waits where all are busy.
 """
@@ -28,7 +28,7 @@ class OpenVinoEngine:
         try:
             import openvino  # type: ignore[import-untyped]
         except ImportError as err:
-            raise EngineUnavailable("engine openvino: not installed: pip install 'penstock[openvino]'") from err
+            raise EngineUnavailable("engine openvino: not installed: pip install openvino") from err
         self._vocab_size = int(checkpoint.config.vocab_size)
         self._max_positions = checkpoint.max_positions
         self._widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))

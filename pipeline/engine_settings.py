@@ -71,7 +71,7 @@ class EngineSettings(Section):
     """What computes."""
 
     kind: Literal["onnxruntime", "openvino", "numpy"] = "onnxruntime"
-    """`openvino` is an extra (`penstock[openvino]`) and faster on some processors; `numpy` is slow and exact."""
+    """`openvino` needs `pip install openvino` and is faster on some processors; `numpy` is slow and exact."""
 
     instances: int | None = Field(default=None, ge=1, le=256)
     """Batches that are computed at the same time. Default: as many as the process has processors for."""
