@@ -39,7 +39,9 @@ class RequestSettings(Section):
     nothing else to say."""
 
     max_text_bytes: int = Field(default=1 << 20, ge=1, le=4 << 20)
-    """Longer texts are dead letters. Under 4 MiB so that a text's tokens, 4 bytes each, fit one pack."""
+    """Longer texts are dead letters. So may be a shorter one that is too large between the stages, where a record has
+    up to 16 MiB: 4 MiB of nothing but punctuation, a token a byte, are 19,000 windows, of 1.5 KB at 384 numbers a
+    vector. Its reason is `result_too_large`."""
 
 
 class TopicSettings(Section):
