@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Another interpreter: make demo PYTHON=/path/to/python3
 PYTHON ?=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3.14 python3)
-# Passed on: make demo ARGS='--count 500', make test ARGS='-k broker', make bench BENCH=throughput ARGS='--json'
+# Passed on: make demo ARGS='--count 500', make test ARGS='-k broker', make bench BENCH=bench_topics ARGS='--rounds 1'
 ARGS ?=
 BENCH ?=
 
@@ -49,7 +49,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 ifeq ($(BENCH),)
 	@echo 'Run one with make bench BENCH=NAME, NAME one of:'
-	@for file in benchmarks/[a-z]*.py; do [ ! -e "$$file" ] || basename "$$file" .py; done
+	@for file in benchmarks/bench_*.py; do [ ! -e "$$file" ] || basename "$$file" .py; done
 else
 	@$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 endif

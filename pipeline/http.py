@@ -1,6 +1,7 @@
 """A worker's HTTP server: `/metrics` for Prometheus, and the health paths of the Open Inference Protocol.
 
-    GET /v2/health/live   200 while the worker's threads go round; 503 is a reason to restart it
+    GET /v2/health/live   200 while the worker's poll thread goes round and no other has failed; 503 is a reason to
+                          restart it
     GET /v2/health/ready  200 while it takes work; 503 with {"ready": false, "reason": "..."}
 
 Daemon threads: nothing here ever holds up a worker that stops.
