@@ -43,7 +43,7 @@ class RestartPolicy:
     first_delay_s: float = 0.2
     longest_delay_s: float = 10.0
     healthy_s: float = 30.0
-    # Between 10 deaths in a row are nine delays, 42.6 s: longer than a broker's restart, shorter than anyone's patience.
+    # Between 10 deaths are nine delays, 42.6 s: longer than a broker's restart, shorter than anyone's patience.
     max_deaths: int = 10
 
     def delay_s(self, deaths: int) -> float | None:

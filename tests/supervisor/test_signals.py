@@ -64,6 +64,7 @@ class SupervisorStandIn:
 
 def test_up_lets_workers_drain_and_kills_at_ctrl_c_after_another_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(up, "Supervisor", SupervisorStandIn)
+    monkeypatch.setattr(up, "reach_broker", lambda kafka: None)
     monkeypatch.setattr(up, "make_topics", lambda settings, *, fused: [])
     models = [{"name": "a", "source": "m"}]
     settings = EnsembleSettings.model_validate({"name": "e", "models": models, "drain_timeout_ms": 240_000})
