@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer  # noqa: F401
 
 from engines.checkpoint import find_checkpoint
+from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
+from pipeline.apache_kafka.runtime import Runtime
+from pipeline.errors import UserError
 from tests.engines.conftest import TINY_CONFIG, WIDTH, tiny_weights, write_checkpoint
 
 
@@ -27,3 +32,21 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(minilm / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def apache_runtime() -> Runtime:
+    """A Java and Kafka's jars. Where they can't be had, tests that need them are skipped; on CI they fail."""
+    try:
+        return find_runtime()
+    except UserError as err:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI is set, so tests of Apache Kafka must run, but: {err}", pytrace=False)
+        pytest.skip(f"no Apache Kafka: {err}")
+
+
+@pytest.fixture(scope="session")
+def apache_broker(apache_runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheBroker]:
+    """An Apache Kafka that all tests share, each with topics and groups of its own; nobody stops it."""
+    with ApacheBroker(tmp_path_factory.mktemp("apache-kafka"), runtime=apache_runtime) as broker:
+        yield broker

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaException
 from pipeline import clients
 from pipeline.apache_kafka.data_directory import DataDirectory
 from pipeline.apache_kafka.jars import find_jars, preparation_lock
-from pipeline.apache_kafka.java import find_java
+from pipeline.apache_kafka.java import find_java, java_environment
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.apache_kafka.server_properties import server_properties
 from pipeline.apache_kafka.watched_process import WatchedProcess
@@ -48,8 +48,10 @@ _PORT_TRIES = 3
 _FREE_PORTS = range(20_000, 32_768)
 
 _PORT_TAKEN = "Address already in use"
+_DAMAGED = "Corruption found"
 _NO_ROOM = "No space left on device"
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ (WARN|ERROR|FATAL) +")
+_EXCEPTION = re.compile(r"^(?:\w+\.)*(\w+(?:Exception|Error): .*)")
 
 
 def find_runtime() -> Runtime:
@@ -143,10 +145,14 @@ class ApacheBroker:
             self._process.kill()
         self._ended()
 
-    def why_it_ended(self) -> str:
-        """Kafka's own first word of what went wrong since the last start, or that there is none."""
+    def failure(self) -> UserError | WorkerFailure:
+        """Why it ended by itself, in Kafka's own first word since the last start."""
         assert self._process is not None
-        return _first_error(self._log_since_start()) or f"it exited with {self._process.exit_code}, see {self.log_file}"
+        said = self._log_since_start()
+        if _NO_ROOM in said:
+            return UserError(f"{self._data.folder}: {_NO_ROOM}: make room, or name another folder")
+        how = self._process.how_it_ended()
+        return WorkerFailure(f"Apache Kafka {how}: {_first_error(said) or f'it has not said why in {self.log_file}'}")
 
     def _ended(self) -> None:
         self._process = None
@@ -172,15 +178,18 @@ class ApacheBroker:
         )
         self._log_start_bytes = self._log_size_bytes()
         with self._data.user_errors():
-            self._process = WatchedProcess(command, folder=self._data.folder, output=self.log_file)
-        if self._wait_until_it_answers():
-            return True
+            self._process = WatchedProcess(
+                command, folder=self._data.folder, output=self.log_file, environment=java_environment()
+            )
+        answers = self._wait_until_it_answers()
         said = self._log_since_start()
+        if _DAMAGED in said:
+            log.warning("%s: Kafka cut off records that were damaged, see %s", self._data.folder, self.log_file)
+        if answers:
+            return True
         if _PORT_TAKEN in said:
             return False
-        if _NO_ROOM in said:
-            raise UserError(f"{self._data.folder}: {_NO_ROOM}: make room, or name another folder")
-        raise WorkerFailure(f"Apache Kafka did not start: {self.why_it_ended()}")
+        raise self.failure()
 
     def _wait_until_it_answers(self) -> bool:
         """False where it ended instead. Raises WorkerFailure where it takes too long."""
@@ -227,13 +236,13 @@ def _make_archive(runtime: Runtime) -> None:
 
 
 def _first_error(said: str) -> str | None:
-    """Of a log: the first error's exception, which follows its line, or the line itself; else the last line."""
+    """Of a log: the first error's exception, which follows its line, or else that line; else what Java itself says."""
     lines = [line for line in said.splitlines() if line.strip() and not line.startswith("\t")]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if (found := _LOG_LINE.match(line)) and found[1] != "WARN":
-            exception = following if "Exception: " in following or "Error: " in following else ""
-            return exception.partition(": ")[2] or line[found.end() :]
-    return lines[-1] if lines else None
+            exception = _EXCEPTION.match(following)
+            return exception[1] if exception else line[found.end() :]
+    return next((line for line in lines if not _LOG_LINE.match(line)), None)
 
 
 def _check_port(port: int) -> None:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.apache_kafka.file_lock import FileLock, FileLocked
+from pipeline.apache_kafka.java import java_environment
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
@@ -53,6 +54,8 @@ class DataDirectory:
         assert self._lock is None
         if "," in str(self.folder):
             raise UserError(f"{self.folder}: Kafka takes a comma for the end of a folder's name: choose another")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: is no folder: a broker's data goes there; name a folder")
         with self.user_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / _LOCK).exists() and any(self.folder.iterdir()):
@@ -96,12 +99,16 @@ class DataDirectory:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
                 cwd=self.folder,
+                env=java_environment(),
                 timeout=_FORMAT_BUDGET_S,
             )
             if done.returncode != 0:
-                said = done.stdout.decode(errors="replace").strip()
-                raise WorkerFailure(f"{self.folder}: Kafka could not format it: {said.rpartition(chr(10))[2]}")
+                lines = done.stdout.splitlines() or [f"exit code {done.returncode}"]
+                reason = next((line for line in lines if "Exception" in line), lines[-1])
+                raise WorkerFailure(f"{self.folder}: Kafka could not format it: {reason}")
             new.rename(self.kafka)
             properties.unlink()
 
@@ -110,6 +117,8 @@ class DataDirectory:
         """What the file system refuses here, a person must mend."""
         try:
             yield
+        except subprocess.TimeoutExpired as err:
+            raise WorkerFailure(f"{self.folder}: Kafka did not format it within {err.timeout:g} s") from err
         except OSError as err:
             raise UserError(f"{self.folder}: {err.strerror}: a broker's data goes there; name another folder") from err
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.apache_kafka.file_lock import FileLock, FileLocked
+from pipeline.apache_kafka.java import java_environment
 from pipeline.errors import UserError
 
 log = logging.getLogger("penstock.broker")
@@ -113,6 +114,7 @@ def _copy_dependencies(maven: str, folder: Path) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env=java_environment(),
             timeout=_FETCH_BUDGET_S,
         )
     except subprocess.TimeoutExpired as err:

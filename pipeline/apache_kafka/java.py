@@ -35,8 +35,10 @@ def find_java() -> Java:
         answer = subprocess.run(
             [path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_BUDGET_S
         )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise UserError(f"{path} does not run ({err}): {_WHAT_TO_DO}") from err
+    except OSError as err:
+        raise UserError(f"{path} does not run ({err.strerror}): {_WHAT_TO_DO}") from err
+    except subprocess.TimeoutExpired as err:
+        raise UserError(f"{path} does not say its version within {err.timeout:g} s: {_WHAT_TO_DO}") from err
     said = answer.stderr.decode(errors="replace")
     version = _VERSION.search(said)
     if answer.returncode != 0 or version is None:
@@ -48,6 +50,11 @@ def find_java() -> Java:
         raise UserError(f"{path} is Java {major}: {_WHAT_TO_DO}")
     identity = hashlib.sha256(f"{path.resolve()}\n{said}".encode()).hexdigest()[:12]
     return Java(path=path, major=major, identity=identity)
+
+
+def java_environment() -> dict[str, str]:
+    """For programs in Java: names of files are UTF-8, and the system's errors are in English, in which we read them."""
+    return os.environ | {"LC_ALL": "C.UTF-8"}
 
 
 def _path() -> Path:

@@ -14,7 +14,7 @@ from types import FrameType
 from pipeline import clients
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.jars import KAFKA_VERSION
-from pipeline.errors import UserError, WorkerFailure
+from pipeline.errors import UserError
 from pipeline.parent import parent_gone
 from pipeline.topics import WantedTopic, broker_metadata, create_topics
 
@@ -56,7 +56,7 @@ def _serve(topics: Mapping[str, int], data: Path, port: int, remark: str) -> Non
             if parent_gone():
                 return
             time.sleep(_POLL_S)
-        raise WorkerFailure(f"Apache Kafka ended by itself: {broker.why_it_ended()}")
+        raise broker.failure()
 
 
 def _make_topics(bootstrap: str, topics: Mapping[str, int]) -> None:

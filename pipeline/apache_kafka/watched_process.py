@@ -10,7 +10,7 @@ The watcher is in the command's process group, so the command's number is nobody
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # 10 s to end in, then it is killed. `read` never gets a line; background processes get /dev/null for stdin, hence 3.
@@ -29,7 +29,7 @@ exec "$@" 3<&- </dev/null
 class WatchedProcess:
     """A command that runs in a session of its own, so that Ctrl-C does not reach it; what it says goes to a file."""
 
-    def __init__(self, command: Sequence[str], *, folder: Path, output: Path) -> None:
+    def __init__(self, command: Sequence[str], *, folder: Path, output: Path, environment: Mapping[str, str]) -> None:
         with output.open("ab") as said:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _SHELL, "penstock", *command],
@@ -37,6 +37,7 @@ class WatchedProcess:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
+                env=environment,
                 start_new_session=True,
             )
 
@@ -49,6 +50,11 @@ class WatchedProcess:
     def exit_code(self) -> int | None:
         """As subprocess gives it, None while it runs."""
         return self._process.poll()
+
+    def how_it_ended(self) -> str:
+        """In words."""
+        code = self._process.wait()
+        return f"exited with {code}" if code >= 0 else f"was ended by signal {-code}"
 
     def terminate(self, budget_s: float) -> bool:
         """SIGTERM, then SIGKILL where the budget did not suffice; whether it did."""
