@@ -12,8 +12,9 @@ from pipeline import clients
 from pipeline.broker import is_embedded
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError
+from pipeline.group_offsets import has_backlog
 from pipeline.kafka_settings import KafkaSettings
-from pipeline.settings import EnsembleSettings
+from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.topics import broker_metadata
 
 # A broker answers in milliseconds, and one that is just starting in a few seconds.
@@ -76,6 +77,20 @@ def existing_partitions(kafka: KafkaSettings, topic: str) -> list[int]:
     if found.error is not None:
         raise UserError(f"{topic}: can't be used: {found.error.str()}")
     return sorted(found.partitions)
+
+
+def require_no_packs(settings: EnsembleSettings, admin: AdminClient) -> None:
+    """Raises UserError where packs wait between the stages: a fused worker doesn't read them, and their requests are
+    committed. TopicError, WorkerFailure where the broker doesn't say."""
+    names = settings.topic_names
+    topics = broker_metadata(admin).topics
+    for stage, topic in zip(STAGES[1:], (names.tokens, names.encodings), strict=True):
+        partitions = [*topics[topic].partitions] if topic in topics else []
+        if has_backlog(settings.kafka.consumer_settings(), settings.group_id(stage), topic, partitions):
+            raise UserError(
+                f"{topic}: holds packs that {stage} has not answered, and --fused would leave them: run the stages "
+                "apart (without --fused) until they are, or delete the topic to give them up"
+            )
 
 
 def require_transactions(settings: EnsembleSettings, admin: AdminClient) -> None:

@@ -16,14 +16,13 @@ from types import FrameType
 from typing import Literal
 
 from pipeline import clients
-from pipeline.backlog import require_no_packs
 from pipeline.http import HealthServer, PortTaken
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
-from pipeline.reach import require_transactions
+from pipeline.reach import require_no_packs, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.supervisor import RESTARTS
-from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
+from pipeline.topics import TopicError, require_topics, wanted_topics
 from pipeline.work import WorkerState, work
 
 log = logging.getLogger("penstock.serve")
@@ -85,7 +84,7 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState
             require_topics(admin, wanted)
             require_transactions(settings, admin)
             if fused:
-                require_no_packs(settings, broker_metadata(admin))
+                require_no_packs(settings, admin)
         except TopicError as err:
             log.warning("%s; trying again", err)
             continue

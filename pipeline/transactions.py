@@ -84,7 +84,7 @@ class TransactionLane:
         *,
         topic: str,
         connect: Callable[[], Producer],
-        group_metadata: Callable[[], object],
+        membership: Callable[[], object],
         committed: Callable[[Sequence[int]], Mapping[int, int]],
         on_arrived: Callable[[Unit], None],
         oversized: Callable[[Unit, OutputRecord, str], list[OutputRecord]],
@@ -96,7 +96,7 @@ class TransactionLane:
         self.hurried = False
         self._topic = topic
         self._connect = connect
-        self._group_metadata = group_metadata
+        self._membership = membership
         self._committed = committed
         self._on_arrived = on_arrived
         self._oversized = oversized
@@ -270,7 +270,7 @@ class TransactionLane:
                 raise _Again("an output is too large for its topic", at_once=True)
             ends = {unit.line.partition: unit.next_offset for unit in self._open}
             offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
-            self._until(deadline, self._producer.send_offsets_to_transaction, offsets, self._group_metadata())
+            self._until(deadline, self._producer.send_offsets_to_transaction, offsets, self._membership())
             self._until(deadline, self._producer.commit_transaction)
             committed, self._open, self._records_open = self._open, [], 0
         self._failures = self._fenced = 0

@@ -21,6 +21,7 @@ from pipeline.deadline import Deadline
 from pipeline.delivery import Delivery
 from pipeline.emitter import Emitter
 from pipeline.exactly_once import ExactlyOnce
+from pipeline.group_offsets import ask_committed_offsets
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
@@ -81,7 +82,9 @@ def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMet
     worker = Worker(
         topic=topic,
         connect=connect,
-        deliver=lambda worker: deliver(settings, worker, topic=topic, client_id=client_id, metrics=own_metrics),
+        deliver=lambda worker: deliver(
+            settings, worker, topic=topic, group=group, client_id=client_id, metrics=own_metrics
+        ),
         intake=_intake(settings, stages[0], dead_letters[stages[0]]),
         dead_letters=dead_letters[stages[-1]],
         metrics=own_metrics,
@@ -107,7 +110,7 @@ def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMet
 
 
 def deliver(
-    settings: EnsembleSettings, worker: Worker, *, topic: str, client_id: str, metrics: StageMetrics
+    settings: EnsembleSettings, worker: Worker, *, topic: str, group: str, client_id: str, metrics: StageMetrics
 ) -> Delivery:
     """What delivers a worker's units, by the ensemble's promise."""
     kafka = settings.kafka.producer_settings()
@@ -131,8 +134,8 @@ def deliver(
                     client_id=client_id,
                     on_error=worker.on_error,
                 ),
-                group_metadata=worker.group_metadata,
-                committed=worker.committed,
+                membership=worker.membership,
+                committed=partial(ask_committed_offsets, settings.kafka.consumer_settings(), group, topic),
                 on_arrived=worker.arrived,
                 oversized=worker.oversized,
                 metrics=metrics,

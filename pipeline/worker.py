@@ -15,11 +15,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    OFFSET_INVALID,
     Consumer,
     KafkaError,
     KafkaException,
@@ -34,6 +33,7 @@ from pipeline.dead_letters import DeadLetters
 from pipeline.deadline import Deadline
 from pipeline.delivery import Delivery
 from pipeline.errors import WorkerFailure
+from pipeline.group_offsets import committed_offsets
 from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
@@ -49,9 +49,6 @@ log = logging.getLogger("penstock.worker")
 _POLL_S = 0.05
 # Records taken in one go: a few packs a partition.
 _CONSUME_RECORDS = 512
-# Asking the coordinator for committed offsets. It answers when no transaction that would change them is open: one that
-# a killed worker left is ended after 10 s (transaction.timeout.ms).
-_COMMITTED_TIMEOUT_S = 20.0
 # A poll loop that has not come round for this long is stuck.
 _STUCK_MS = 30_000.0
 # Committing and leaving the group, where draining has used up its budget.
@@ -108,6 +105,7 @@ class Worker:
         )
         self._sleep = sleep
         self._consumer = connect(self.on_error, self._assignment.on_commit)
+        self._membership: object = None
 
     def finish(self, unit: Unit) -> None:
         """A unit has its outputs. Called once a unit, from any thread; never blocks."""
@@ -154,6 +152,7 @@ class Worker:
     def turn(self, submit: Callable[[Unit], None]) -> None:
         """Once round: read, submit, keep the bound, commit when it is time."""
         self._polled_ms = self._clock_ms()
+        self._membership = self._consumer.consumer_group_metadata()  # 12 us
         for unit in self._read():
             unit.line.begin(unit)
             submit(unit)
@@ -164,18 +163,12 @@ class Worker:
             self._look_for_broker()
             self._commit_due_ms = self._clock_ms() + self._commit_interval_ms
 
-    def group_metadata(self) -> object:
-        """This worker's membership, for the broker to check an offset's commit against."""
-        return self._consumer.consumer_group_metadata()
+    def membership(self) -> object:
+        """Of the group, for the broker to check an offset's commit against: it refuses an old one.
 
-    def committed(self, partitions: Sequence[int]) -> dict[int, int]:
-        """The group's committed offsets, where there are any. Raises KafkaException."""
-        places = [TopicPartition(self._topic, partition) for partition in partitions]
-        found = self._consumer.committed(places, timeout=_COMMITTED_TIMEOUT_S) if places else []
-        refused = next((each.error for each in found if each.error is not None), None)
-        if refused is not None:
-            raise KafkaException(refused)
-        return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
+        As of the last turn, since no other thread gets a word in while a consumer is polled.
+        """
+        return self._membership
 
     def shut_down(self) -> None:
         """Drain, leave the group, end the delivery. Raises WorkerFailure where the worker had failed."""
@@ -255,7 +248,7 @@ class Worker:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            committed = self.committed([each.partition for each in partitions])
+            committed = committed_offsets(consumer, self._topic, [each.partition for each in partitions])
         except KafkaException as err:
             self.fail(WorkerFailure(f"no committed offsets from the broker: {err.args[0].str()}"))
             return

@@ -8,11 +8,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline import clients
-from pipeline.backlog import require_no_packs
 from pipeline.errors import UserError
-from pipeline.reach import require_transactions
+from pipeline.reach import require_no_packs, require_transactions
 from pipeline.settings import EnsembleSettings
-from pipeline.topics import broker_metadata
 from tests.pipeline.conftest import Topics
 
 pytestmark = pytest.mark.broker
@@ -21,7 +19,7 @@ MakeSettings = Callable[..., EnsembleSettings]
 
 
 def require(settings: EnsembleSettings) -> None:
-    require_no_packs(settings, broker_metadata(clients.admin(settings.kafka.client_settings())))
+    require_no_packs(settings, clients.admin(settings.kafka.client_settings()))
 
 
 def test_packs_that_no_stage_has_answered_are_in_the_way_of_a_fused_start(settings: MakeSettings) -> None:

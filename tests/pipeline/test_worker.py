@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from pipeline import clients
 from pipeline.dead_letters import DeadLetters
 from pipeline.errors import WorkerFailure
+from pipeline.group_offsets import committed_offsets
 from pipeline.intake import Intake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
@@ -74,7 +75,12 @@ class Bench:
                 on_commit=on_commit,
             ),
             deliver=lambda worker: deliver(
-                settings, worker, topic=names.requests, client_id="bench", metrics=self.metrics.stage("tokenize")
+                settings,
+                worker,
+                topic=names.requests,
+                group="bench",
+                client_id="bench",
+                metrics=self.metrics.stage("tokenize"),
             ),
             intake=intake or RequestIntake(max_pack_size=4),
             dead_letters=DeadLetters(
@@ -266,20 +272,16 @@ def test_a_dead_letter_too_large_for_its_topic_goes_without_its_value(
     assert "its value of 5 bytes is left out" in told["__dlq.errors.message"]
 
 
-def test_an_offset_that_the_broker_could_not_tell_is_not_taken_for_none(settings: MakeSettings) -> None:
+def test_an_offset_that_the_broker_could_not_tell_is_not_taken_for_none() -> None:
     """It would read the partition from its beginning."""
-    made = settings(partitions=1)
-    with bench(made) as running:
-        place = SimpleNamespace(partition=0, offset=-1001, error=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
 
-        class Unsure:
-            def committed(self, _places: object, timeout: float) -> list[SimpleNamespace]:
-                return [place]
+    class Unsure:
+        def committed(self, _places: object, timeout: float) -> list[SimpleNamespace]:
+            error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+            return [SimpleNamespace(partition=0, offset=-1001, error=error)]
 
-        consumer, running.worker._consumer = running.worker._consumer, cast(Consumer, Unsure())
-        with pytest.raises(KafkaException):
-            running.worker.committed([0])
-        running.worker._consumer = consumer
+    with pytest.raises(KafkaException):
+        committed_offsets(cast(Consumer, Unsure()), "requests", [0])
 
 
 def test_an_exception_in_the_poll_loop_stops_the_worker_without_a_commit(settings: MakeSettings) -> None:
