@@ -40,9 +40,10 @@ def apache_runtime() -> Runtime:
     try:
         return find_runtime()
     except UserError as err:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, so tests of Apache Kafka must run, but: {err}", pytrace=False)
-        pytest.skip(f"no Apache Kafka: {err}")
+        why = str(err)
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set, so tests of Apache Kafka must run, but: {why}", pytrace=False)
+    pytest.skip(f"no Apache Kafka: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def find_runtime() -> Runtime:
     if not runtime.archive.exists():
         try:
             _make_archive(runtime)
-        except (OSError, WorkerFailure) as err:
+        except (OSError, UserError, WorkerFailure) as err:
             log.warning("no archive of Kafka's classes, it will start in 2 s instead of 1: %s", err)
     return runtime
 
@@ -85,6 +85,7 @@ class ApacheBroker:
         self._settings = dict(settings or {})
         self._runtime = runtime
         self._process: WatchedProcess | None = None
+        self._log_start_bytes = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -160,10 +161,11 @@ class ApacheBroker:
 
     def _start_once(self, runtime: Runtime, archive_option: str | None) -> bool:
         """Whether it answers; False where somebody else took a port, so that another try may help."""
-        if self._port:
-            _check_port(self._port)
-        else:
+        port_is_ours_to_choose = not self._port
+        if port_is_ours_to_choose:
             self._port = _free_port()
+        else:
+            _check_port(self._port)
         self._data.write_properties(
             server_properties(
                 port=self._port,
@@ -187,9 +189,12 @@ class ApacheBroker:
             log.warning("%s: Kafka cut off records that were damaged, see %s", self._data.folder, self.log_file)
         if answers:
             return True
-        if _PORT_TAKEN in said:
-            return False
-        raise self.failure()
+        if _PORT_TAKEN not in said:
+            raise self.failure()
+        self._process.kill()
+        if port_is_ours_to_choose:
+            self._port = 0
+        return False
 
     def _wait_until_it_answers(self) -> bool:
         """False where it ended instead. Raises WorkerFailure where it takes too long."""
@@ -203,7 +208,9 @@ class ApacheBroker:
         admin = clients.admin({"bootstrap.servers": self.bootstrap})
         while self._process.exit_code is None:
             with contextlib.suppress(KafkaException):
-                if admin.list_topics(timeout=_METADATA_TIMEOUT_S).brokers:
+                metadata = admin.list_topics(timeout=_METADATA_TIMEOUT_S)
+                # Another Kafka may have taken the port: then this one is about to end.
+                if metadata.brokers and metadata.cluster_id == self._data.cluster_id:
                     return True
             _sleep_until(deadline)
         return False
@@ -228,8 +235,11 @@ def _make_archive(runtime: Runtime) -> None:
         with tempfile.TemporaryDirectory(prefix="archive-", dir=runtime.jars.folder) as folder:
             made = Path(folder, "classes.jsa")
             broker = ApacheBroker(Path(folder, "data"), runtime=runtime)
-            broker.start(archive_option=f"-XX:ArchiveClassesAtExit={made}")
-            broker.stop(_ARCHIVE_STOP_BUDGET_S)
+            try:
+                broker.start(archive_option=f"-XX:ArchiveClassesAtExit={made}")
+                broker.stop(_ARCHIVE_STOP_BUDGET_S)
+            finally:
+                broker.kill()
             if not made.exists():
                 raise WorkerFailure(f"{runtime.java.path} made none")
             made.rename(runtime.archive)

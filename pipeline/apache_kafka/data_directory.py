@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.apache_kafka.file_lock import FileLock, FileLocked
 from pipeline.apache_kafka.java import java_environment
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
+from pipeline.file_lock import FileLock, FileLocked
 
 _LOCK = "penstock.lock"
 _ROOM_BYTES = 100 * 1024 * 1024
@@ -42,6 +42,7 @@ class DataDirectory:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.kafka = self.folder / "kafka"
+        self._meta = self.kafka / "meta.properties"
         self.properties = self.folder / "server.properties"
         self.log = self.folder / "broker.log"
         self._lock: FileLock | None = None
@@ -77,6 +78,11 @@ class DataDirectory:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def cluster_id(self) -> str:
+        """Given by `format`."""
+        return self._meta_properties()["cluster.id"]
 
     def write_properties(self, text: str) -> None:
         """Kafka's settings for this start."""
@@ -127,17 +133,16 @@ class DataDirectory:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({_ROOM_BYTES >> 20} MiB are needed)")
         if not self.kafka.exists():
             return
-        meta = self.kafka / "meta.properties"
-        try:
-            lines = meta.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            lines = []
-        for name in (b"cluster.id=", b"node.id=", b"version="):
-            if not any(line.startswith(name) and line != name for line in lines):
-                raise UserError(
-                    f"{meta}: damaged ({name[:-1].decode()} is missing): restore it, or name another folder"
-                )
+        found = self._meta_properties()
+        for name in ("cluster.id", "node.id", "version"):
+            if not found.get(name):
+                raise UserError(f"{self._meta}: damaged ({name} is missing): restore it, or name another folder")
         self._wait_for_kafka()
+
+    def _meta_properties(self) -> dict[str, str]:
+        """As far as they can be read."""
+        text = self._meta.read_text(errors="replace") if self._meta.exists() else ""
+        return {name: value for name, _, value in (line.partition("=") for line in text.splitlines())}
 
     def _wait_for_kafka(self) -> None:
         """Until no Kafka has these records open.

@@ -17,9 +17,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.apache_kafka.file_lock import FileLock, FileLocked
 from pipeline.apache_kafka.java import java_environment
 from pipeline.errors import UserError
+from pipeline.file_lock import FileLock, FileLocked
 
 log = logging.getLogger("penstock.broker")
 

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from pipeline.apache_kafka import broker as broker_module
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.deadline import Deadline
@@ -260,6 +261,18 @@ def test_a_port_taken_by_anybody_after_the_first_start_is_said(start: Callable[.
         broker.start()
     broker.start()
     assert broker.alive
+
+
+def test_a_free_port_that_somebody_takes_is_left_to_them(
+    start: Callable[..., ApacheBroker], apache_broker: ApacheBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = int(apache_broker.bootstrap.partition(":")[2])  # by a Kafka even, which answers a client
+    with monkeypatch.context() as patch:
+        choices = iter([taken, *(broker_module._free_port() for _ in range(3))])
+        patch.setattr(broker_module, "_free_port", lambda but=0: next(choices))
+        broker = start()
+    assert broker.alive
+    assert broker.bootstrap != apache_broker.bootstrap
 
 
 def test_a_refused_setting_is_said_in_kafka_s_words(start: Callable[..., ApacheBroker]) -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from pipeline.apache_kafka import data_directory, jars
 from pipeline.apache_kafka.data_directory import DataDirectory
-from pipeline.apache_kafka.file_lock import FileLock, FileLocked
 from pipeline.apache_kafka.jars import KAFKA_VERSION, cache_folder, find_jars
 from pipeline.apache_kafka.java import find_java
 from pipeline.apache_kafka.server_properties import server_properties
 from pipeline.errors import UserError
+from pipeline.file_lock import FileLock, FileLocked
 
 WAIT_S = 20.0
 Usage = namedtuple("Usage", "total used free")
@@ -299,7 +299,7 @@ def test_another_kafka_s_lock_is_waited_for(folder: Path, monkeypatch: pytest.Mo
 
 def test_a_lock_is_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipeline.apache_kafka.file_lock import FileLock\n"
+        "import sys; from pathlib import Path; from pipeline.file_lock import FileLock\n"
         "lock = FileLock(Path(sys.argv[1])); print(flush=True); input()"
     )
     owner = subprocess.Popen(
