@@ -122,20 +122,21 @@ class Assignment:
 
     def hand_over(
         self, consumer: Consumer, partitions: Sequence[int], deadline: Deadline, failed: Callable[[], bool]
-    ) -> None:
-        """Let what is in flight of these partitions arrive, commit it, and drop them. A worker that failed only drops
-        them."""
+    ) -> int:
+        """Let what is in flight of these partitions arrive, commit it, and drop them; how many records did not arrive
+        in time. A worker that failed only drops them."""
         lines = [line for partition in partitions if (line := self._lines.get(partition)) is not None]
         self._delivery.hurry(True)
         while any(line.in_flight for line in lines) and not failed():
             if deadline.expired:
-                log.warning("%d records did not arrive in time", sum(line.in_flight for line in lines))
                 break
             self._sleep(_LOOK_S)
         self._delivery.hurry(False)
         if not failed():
             self.commit(consumer, wait=True, partitions=partitions)
+        left = sum(line.in_flight for line in lines)
         self.drop(partitions)
+        return left
 
     def observe_lag(self, consumer: Consumer) -> None:
         """Tell the metrics how far each partition is behind, from what the client knows already."""

@@ -35,6 +35,7 @@ from pipeline.command_options import (
     FromEnd,
     Fused,
     HttpPort,
+    InstanceName,
     Json,
     Key,
     LinesFile,
@@ -106,14 +107,20 @@ def up(context: typer.Context, file: EnsembleFile, fused: Fused = False, bootstr
 
 
 @command()
-def run(stage: Stage, file: EnsembleFile, bootstrap: Bootstrap = None, http_port: HttpPort = None) -> None:
+def run(
+    stage: Stage,
+    file: EnsembleFile,
+    bootstrap: Bootstrap = None,
+    http_port: HttpPort = None,
+    instance: InstanceName = None,
+) -> None:
     """Run one stage's worker; start more of them to scale.
 
     Workers of one stage share its partitions, on this machine or on others. Ctrl-C or SIGTERM drains and stops.
     """
     from pipeline.serve import serve
 
-    serve(_load(file, bootstrap), stage.value, http_port=http_port)
+    serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance)
 
 
 @command()

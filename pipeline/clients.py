@@ -21,13 +21,17 @@ ClientSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
-# With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them.
+# With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them. Nor has a
+# worker a name of its own then: one that was killed keeps it until its session ends, and refuses it to the next.
 _CLASSIC_GROUP_DEFAULTS: dict[str, str | int | float | bool] = {
     "partition.assignment.strategy": "cooperative-sticky",
     # A worker that dies is noticed after this; 6 s is the least a broker allows by default.
     "session.timeout.ms": 10_000,
     "heartbeat.interval.ms": 1_000,
 }
+# A member of the same name takes over at once, whatever the session. A longer one outlasts a broker's restart: one that
+# ends meanwhile costs all members their partitions.
+_NAMED_MEMBER_DEFAULTS: dict[str, str | int | float | bool] = {"session.timeout.ms": 30_000}
 
 _CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
     # The default of 1,000 stalls a full queue for a second.
@@ -74,13 +78,22 @@ def consumer(
     *,
     group: str,
     client_id: str,
+    instance: str | None,
     on_error: Callable[[KafkaError], None],
     on_commit: Callable[[KafkaError | None, list[TopicPartition]], None],
 ) -> Consumer:
-    """A consumer of `group` that commits nothing by itself. Raises UserError on a setting librdkafka refuses."""
-    classic = settings.get("group.protocol", "classic") == "classic"
-    defaults = _EVERY_CLIENT | _CONSUMER_DEFAULTS | (_CLASSIC_GROUP_DEFAULTS if classic else {})
-    config = defaults | dict(settings) | _OWNED | {"group.id": group, "client.id": client_id}
+    """A consumer of `group` that commits nothing by itself; of a name in it, if it has one (static membership).
+
+    Raises UserError on a setting librdkafka refuses.
+    """
+    defaults = _EVERY_CLIENT | _CONSUMER_DEFAULTS
+    owned = _OWNED | {"group.id": group, "client.id": client_id}
+    if settings.get("group.protocol", "classic") == "classic":
+        defaults |= _CLASSIC_GROUP_DEFAULTS
+        if instance is not None:
+            defaults |= _NAMED_MEMBER_DEFAULTS
+            owned |= {"group.instance.id": instance}
+    config = defaults | dict(settings) | owned
     with _user_errors():
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
 

@@ -52,6 +52,17 @@ HttpPort = Annotated[
         show_default=False,
     ),
 ]
+InstanceName = Annotated[
+    str | None,
+    typer.Option(
+        "--instance",
+        envvar="PENSTOCK_INSTANCE",
+        metavar="NAME",
+        help="This worker's name in its group, the same after each restart, so that it has its partitions at once "
+        "(Kafka's static membership). Default: the machine's name and the first free number.",
+        show_default=False,
+    ),
+]
 BrokerTopics = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME:PARTITIONS", help="Make this topic at the start; may be repeated."),

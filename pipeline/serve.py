@@ -6,9 +6,11 @@ A worker runs one stage over topics, or, fused, all three from requests to resul
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -17,12 +19,13 @@ from typing import Literal
 
 from pipeline import clients
 from pipeline.http import HealthServer, PortTaken
+from pipeline.instance import claim_instance
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
 from pipeline.reach import require_no_packs, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.supervisor import RESTARTS
-from pipeline.topics import TopicError, require_topics, wanted_topics
+from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
 from pipeline.work import WorkerState, work
 
 log = logging.getLogger("penstock.serve")
@@ -30,27 +33,36 @@ log = logging.getLogger("penstock.serve")
 # What a worker does: one stage, or all of them.
 Role = Literal["tokenize", "encode", "postprocess", "fused"]
 
+# How late a stop is noticed while a broker is awaited, and how often that is told.
+_BROKER_LOOK_S = 0.5
+_TELL_EVERY_S = 10.0
 # How soon the supervisor's death is noticed.
 _PARENT_LOOK_S = 1.0
 
 
-def serve(settings: EnsembleSettings, role: Role, *, http_port: int | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT, then drain.
+def serve(
+    settings: EnsembleSettings, role: Role, *, http_port: int | None = None, instance_name: str | None = None
+) -> None:
+    """Run a worker until SIGTERM or SIGINT, then drain. `instance_name` is its own in the group, in place of the first
+    that is free on this machine.
 
     Raises UserError where a person must act (topics, models, settings), WorkerFailure where a fresh start may help.
     """
     stages: Sequence[Stage] = STAGES if role == "fused" else (role,)
     metrics = WorkerMetrics(settings.name, restarts=int(os.environ.get(RESTARTS, "0")))
     state = WorkerState()
+    instance = claim_instance(settings.group_id(stages[0]), wanted=instance_name)
     with _stopped_by_signals(state.stop):
         http = _open_http(settings, stages[0], http_port, metrics, state)
-        log.info("%s of %s: http on %s:%d", role, settings.name, http.host, http.port)
+        name = instance.name or "a new member"
+        log.info("%s of %s as %s: http on %s:%d", role, settings.name, name, http.host, http.port)
         try:
             _await_topics(settings, fused=role == "fused", state=state)
             if not state.stop.is_set():
-                work(settings, stages, metrics, state)
+                work(settings, stages, metrics, state, instance=instance)
         finally:
             http.close()
+            instance.release()
 
 
 def _open_http(
@@ -79,14 +91,18 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState
     admin = clients.admin(settings.kafka.client_settings())
     wanted = wanted_topics(settings, fused=fused)
     state.waiting_for = f"no broker answers at {settings.kafka.bootstrap_servers}"
+    told_s = -math.inf
     while not state.stop.is_set():
         try:
+            broker_metadata(admin, timeout_s=_BROKER_LOOK_S)
             require_topics(admin, wanted)
             require_transactions(settings, admin)
             if fused:
                 require_no_packs(settings, admin)
         except TopicError as err:
-            log.warning("%s; trying again", err)
+            if time.monotonic() - told_s >= _TELL_EVERY_S:
+                log.warning("%s; trying again", err)
+                told_s = time.monotonic()
             continue
         state.waiting_for = "loading"
         return

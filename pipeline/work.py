@@ -22,6 +22,7 @@ from pipeline.delivery import Delivery
 from pipeline.emitter import Emitter
 from pipeline.exactly_once import ExactlyOnce
 from pipeline.group_offsets import ask_committed_offsets
+from pipeline.instance import Instance
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
@@ -54,12 +55,23 @@ class WorkerState:
         return self.waiting_for if self.worker is None else self.worker.not_ready()
 
 
-def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMetrics, state: WorkerState) -> None:
-    """Load the stages and work until `state.stop` is set. Raises UserError, WorkerFailure."""
+def work(
+    settings: EnsembleSettings,
+    stages: Sequence[Stage],
+    metrics: WorkerMetrics,
+    state: WorkerState,
+    *,
+    instance: Instance | None = None,
+) -> None:
+    """Load the stages and work until `state.stop` is set. Without an `instance` the worker is new to its group.
+
+    Raises UserError, WorkerFailure.
+    """
     names = settings.topic_names
     topic = {"tokenize": names.requests, "encode": names.tokens, "postprocess": names.encodings}[stages[0]]
     group = settings.group_id(stages[0])
-    client_id = f"{group}@{socket.gethostname()}:{os.getpid()}"
+    name = instance.name if instance is not None else None
+    client_id = f"{group}@{name or f'{socket.gethostname()}:{os.getpid()}'}"
     own_metrics = metrics.stage(stages[0])
     dead_letters = {
         stage: DeadLetters(
@@ -74,7 +86,12 @@ def work(settings: EnsembleSettings, stages: Sequence[Stage], metrics: WorkerMet
 
     def connect(on_error: OnError, on_commit: OnCommit) -> Consumer:
         return clients.consumer(
-            settings.kafka.consumer_settings(), group=group, client_id=client_id, on_error=on_error, on_commit=on_commit
+            settings.kafka.consumer_settings(),
+            group=group,
+            client_id=client_id,
+            instance=name,
+            on_error=on_error,
+            on_commit=on_commit,
         )
 
     # Loading takes seconds; the group is joined when there is something to work with.
@@ -132,7 +149,7 @@ def deliver(
                     kafka,
                     transactional_id=f"{client_id}.{number}",
                     client_id=client_id,
-                    on_error=worker.on_error,
+                    on_error=worker.on_passing_error,
                 ),
                 membership=worker.membership,
                 committed=partial(ask_committed_offsets, settings.kafka.consumer_settings(), group, topic),

@@ -56,7 +56,10 @@ _LEAVE_GRACE_S = 2.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
 _BROKER_LOOK_S = 0.2
 _AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
-_FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
+_GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+_FORBIDDEN = frozenset(
+    {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError._FATAL}
+)
 
 
 class Worker:
@@ -94,7 +97,10 @@ class Worker:
         self._broker_error: str | None = None
         self._polled_ms = clock_ms()
         self._open = False
-        self._assigned_once = False
+        self._stopping = False
+        self._joined = False
+        self._lost = False
+        self._left = 0
         self._delivery = deliver(self)
         self._assignment = Assignment(
             topic,
@@ -128,7 +134,10 @@ class Worker:
             return f"the broker is away: {self._broker_error}"
         if not self._open:
             return "waiting for the broker to take transactions"
-        return None if self._assigned_once else "waiting to join the consumer group"
+        if self._lost:
+            return "lost its partitions: waiting for the consumer group to give it some"
+        # A member without partitions is a spare, and ready.
+        return None if self._joined else "waiting to join the consumer group"
 
     def run(self, submit: Callable[[Unit], None], stopped: Callable[[], bool]) -> None:
         """Read and submit until `stopped`, then drain. Raises WorkerFailure, having committed nothing since."""
@@ -153,6 +162,7 @@ class Worker:
         """Once round: read, submit, keep the bound, commit when it is time."""
         self._polled_ms = self._clock_ms()
         self._membership = self._consumer.consumer_group_metadata()  # 12 us
+        self._joined = self._joined or bool(self._consumer.memberid())
         for unit in self._read():
             unit.line.begin(unit)
             submit(unit)
@@ -171,7 +181,9 @@ class Worker:
         return self._membership
 
     def shut_down(self) -> None:
-        """Drain, leave the group, end the delivery. Raises WorkerFailure where the worker had failed."""
+        """Drain, leave the group, end the delivery. Raises WorkerFailure where the worker had failed, or where not all
+        has arrived that was read: then it is read again."""
+        self._stopping = True
         deadline = Deadline(self._drain_timeout_s)
         if self._failure is not None:
             self._delivery.stop()
@@ -184,10 +196,13 @@ class Worker:
         self._delivery.close(deadline)
         if self._failure is not None:
             raise WorkerFailure(str(self._failure)) from self._failure
+        if left := self._left or self._assignment.records_in_flight:
+            raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: they will be read again")
 
     def _leave(self, deadline: Deadline) -> None:
         # On a thread of its own: committing and leaving wait for a broker that may be away, for up to a minute.
-        self._assignment.hand_over(self._consumer, self._assignment.partitions, deadline, self._failed)
+        partitions = self._assignment.partitions
+        self._left = self._assignment.hand_over(self._consumer, partitions, deadline, self._failed)
         self._consumer.close()
 
     def _read(self) -> list[Unit]:
@@ -247,6 +262,10 @@ class Worker:
     # The group's callbacks, which the client runs inside of poll().
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._stopping:
+            # The answer would come to a poll that is not there any more.
+            consumer.incremental_assign(partitions)
+            return
         try:
             committed = committed_offsets(consumer, self._topic, [each.partition for each in partitions])
         except KafkaException as err:
@@ -258,19 +277,22 @@ class Worker:
         consumer.incremental_assign(partitions)
         if self._assignment.paused:
             consumer.pause(partitions)
-        self._assigned_once = True
+        self._lost = False
         log.info("assigned %s %s", self._topic, _numbers(partitions))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         revoked = [each.partition for each in partitions]
-        self._assignment.hand_over(consumer, revoked, Deadline(self._drain_timeout_s), self._failed)
+        left = self._assignment.hand_over(consumer, revoked, Deadline(self._drain_timeout_s), self._failed)
+        if left:
+            log.warning("%d records did not arrive in time: others read them again", left)
         consumer.incremental_unassign(partitions)
         log.info("revoked %s %s", self._topic, _numbers(partitions))
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assignment.drop([each.partition for each in partitions])
         consumer.incremental_unassign(partitions)
-        log.warning("lost %s %s: others work on it now", self._topic, _numbers(partitions))
+        self._lost = True
+        log.warning("lost %s %s: others may work on it now", self._topic, _numbers(partitions))
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
         line = self._assignment.line(message.partition())
@@ -279,6 +301,8 @@ class Worker:
             what = "records were deleted before they were read"
             log.error("%s [%d]: %s: %s", self._topic, line.partition, what, error.str())
             self._read_from_beginning(TopicPartition(self._topic, line.partition, OFFSET_BEGINNING))
+        elif error.code() in _GONE:
+            self.fail(WorkerFailure(f"{self._topic}: is not there any more"))
         elif error.fatal() or error.code() in _FORBIDDEN:
             self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
         else:
@@ -292,10 +316,15 @@ class Worker:
             self._consumer.pause([partition])
 
     def on_error(self, error: KafkaError) -> None:
-        """What the clients report of themselves."""
+        """What a client reports of itself."""
         if error.fatal():
-            self.fail(WorkerFailure(error.str()))
-        elif error.code() in _AWAY and self._broker_error is None:
+            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
+        else:
+            self.on_passing_error(error)
+
+    def on_passing_error(self, error: KafkaError) -> None:
+        """What a client reports that can be replaced."""
+        if error.code() in _AWAY and self._broker_error is None:
             self._broker_error = error.str()
             log.warning("the broker is away: %s", error.str())
 

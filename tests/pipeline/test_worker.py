@@ -71,6 +71,7 @@ class Bench:
                 settings.kafka.consumer_settings(),
                 group="bench",
                 client_id="bench",
+                instance=None,
                 on_error=on_error,
                 on_commit=on_commit,
             ),
@@ -224,7 +225,7 @@ def test_two_workers_share_the_partitions_and_answer_each_request_once(settings:
         eventually(lambda: first.step.records_seen == 40)
         with bench(made) as second:
             second.step.holding = False
-            eventually(lambda: second.worker.not_ready() is None)
+            eventually(lambda: bool(second.worker._assignment.partitions))
             for partition in range(4):
                 topics.send(*(b"%d" % number for number in range(10, 20)), partition=partition)
             eventually(lambda: first.step.records_seen + second.step.records_seen == 80)
