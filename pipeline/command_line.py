@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.outputs import prepare_outputs
 
 log = logging.getLogger("penstock")
 
@@ -49,6 +50,7 @@ def run(app: typer.Typer) -> int:
     if sys.stderr is None:
         # Closed (2>&-). What is said goes nowhere, and no socket gets its number and the lines of libraries with it.
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
+    prepare_outputs()
     try:
         code: int | None = app(prog_name="penstock", standalone_mode=False)
     except _USAGE_ERROR as err:

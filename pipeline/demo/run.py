@@ -91,7 +91,8 @@ def run_demo(
             summary = demo.stop()
         exit_code = demo.report(summary)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+        # As bytes: what escapes would be written for is no JSON.
+        sys.stdout.buffer.write(msgspec.json.encode(summary) + b"\n")
     return exit_code
 
 

@@ -5,7 +5,6 @@ With `--json` the plain lines go to stderr, without predictions and summary: std
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -62,10 +61,6 @@ class Screen(Protocol):
 
 def open_screen(*, as_json: bool) -> Screen:
     """What fits standard output."""
-    for stream in (sys.stdout, sys.stderr):
-        # Texts are the world's, a terminal's encoding may be ASCII.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     if as_json:
         return PlainScreen(sys.stderr, with_results=False)
     if sys.stdout.isatty():

@@ -257,3 +257,17 @@ def test_a_full_disk_is_one_line(ensemble: WriteEnsemble) -> None:
         )
     assert process.returncode == 1
     assert process.stderr.splitlines()[0] == b"penstock: [Errno 28] No space left on device"
+
+
+@pytest.mark.processes
+def test_what_ascii_lacks_is_written_as_its_escape(tmp_path: Path) -> None:
+    folder = tmp_path / "中文"
+    folder.mkdir()
+    file = folder / "e.yaml"
+    file.write_text("name: 集\nmodels: [{name: 模型, source: nowhere}]\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    found = run_process("check", file, environ=ascii_only)
+    assert (found.code, found.err) == (2, "")
+    name, model = found.out.splitlines()
+    assert r"/\udce4\udcb8\udcad\udce6\udc96\udc87/e.yaml:1: name: '\u96c6' is not allowed" in name
+    assert r"e.yaml:2: models[0].name: '\u6a21\u578b' is not allowed" in model
