@@ -18,7 +18,7 @@ from pipeline.deadline import Deadline
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord
-from schemas.headers import DLQ_MESSAGE, dead_letter_headers
+from schemas.headers import HeaderStyle, dead_letter_headers, with_more_said
 from schemas.packs import PackedText
 from schemas.records import InputRecord, OutputRecord, Source
 
@@ -32,8 +32,18 @@ _FETCH_TIMEOUT_S = 10.0
 class DeadLetters:
     """Makes the dead letters of one stage, and counts them. Thread-safe."""
 
-    def __init__(self, settings: ClientSettings, *, topic: str, stage: str, group: str, metrics: StageMetrics) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        topic: str,
+        stage: str,
+        group: str,
+        metrics: StageMetrics,
+        header_style: HeaderStyle = "kafka",
+    ) -> None:
         self.topic = topic
+        self._header_style = header_style
         self._metrics = metrics
         self._settings = settings
         self._stage = stage
@@ -43,7 +53,9 @@ class DeadLetters:
 
     def of_record(self, record: InputRecord, error: BadRecord) -> OutputRecord:
         """A record as it was read."""
-        headers = dead_letter_headers(error, source=record.source, stage=self._stage, group=self._group)
+        headers = dead_letter_headers(
+            error, source=record.source, stage=self._stage, group=self._group, style=self._header_style
+        )
         log.warning("dead letter: %s: %s", record.source, error)
         self._metrics.dead_letter(error.reason)
         return OutputRecord(self.topic, record.key, record.value, [*record.headers, *headers], [record.source])
@@ -68,10 +80,7 @@ class DeadLetters:
         log.error("dead letter of %s: its value is left out: %s", place, why)
         size_bytes = len(dead_letter.value or b"")
         said = f" (its value of {size_bytes} bytes is left out: too large for {dead_letter.topic}: {why})"
-        headers = [
-            (name, (value or b"") + said.encode() if name == DLQ_MESSAGE else value)
-            for name, value in dead_letter.headers
-        ]
+        headers = with_more_said(dead_letter.headers, said)
         return OutputRecord(dead_letter.topic, dead_letter.key, None, headers, dead_letter.answers)
 
     def close(self) -> None:

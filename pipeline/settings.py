@@ -23,6 +23,7 @@ from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
 from pipeline.model_settings import ModelSettings, TokenizerSettings
 from pipeline.names import MAX_NAME_CHARACTERS, Name, TopicName
+from schemas.headers import HeaderStyle
 from schemas.requests import RequestFormat
 
 Stage = Literal["tokenize", "encode", "postprocess"]
@@ -68,6 +69,15 @@ class TopicSettings(Section):
 
     dead_letters: TopicName | None = None
     """Default `<name>.dead-letters`."""
+
+
+class DeadLetterSettings(Section):
+    """What a dead letter looks like."""
+
+    header_style: HeaderStyle = "kafka"
+    """Which names its headers have, so that tools that know them can read it: `kafka` is Kafka's own,
+    `__dlq.errors.topic` and so on; `connect` Kafka Connect's, `__connect.errors.topic`; `spring` Spring Kafka's,
+    `kafka_dlt-original-topic`. `penstock dead-letters` reads all three, also mixed in one topic."""
 
 
 def _host(host: str) -> str:
@@ -117,6 +127,7 @@ class EnsembleSettings(WholeFile):
 
     requests: RequestSettings = RequestSettings()
     topics: TopicSettings = TopicSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
 
     models: Annotated[tuple[ModelSettings, ...], Field(strict=False), AfterValidator(_at_least_one)]

@@ -80,6 +80,7 @@ def work(
             stage=stage,
             group=group,
             metrics=metrics.stage(stage),
+            header_style=settings.dead_letters.header_style,
         )
         for stage in stages
     }

@@ -19,7 +19,7 @@ from pipeline import clients
 from pipeline.demo.ledger import Ledger
 from pipeline.errors import WorkerFailure
 from pipeline.settings import EnsembleSettings
-from schemas.headers import CLOUDEVENTS_ID, DLQ_MESSAGE, DLQ_REASON
+from schemas.headers import CLOUDEVENTS_ID, Cause, read_cause
 from schemas.records import Headers, Source
 from schemas.results import Label
 
@@ -225,8 +225,8 @@ class Load:
             self._on_result(text, msgspec.json.decode(value, type=_ShownResult).outputs)
 
     def _take_dead_letter(self, headers: Headers, now_s: float) -> None:
-        texts = {name: (value or b"").decode(errors="replace") for name, value in headers}
-        id = texts.get(CLOUDEVENTS_ID, "")
+        id = (dict(headers).get(CLOUDEVENTS_ID) or b"").decode(errors="replace")
         if id.startswith(self._prefix):
             self.ledger.dead_letter(int(id.removeprefix(self._prefix)), now_s)
-            self._on_dead_letter(id, texts.get(DLQ_REASON, ""), texts.get(DLQ_MESSAGE, ""))
+            cause = read_cause(headers) or Cause(style="kafka")
+            self._on_dead_letter(id, cause.reason or "", cause.message or "")

@@ -14,8 +14,9 @@ from pipeline.demo import load as load_module
 from pipeline.demo.load import Load
 from pipeline.mock_cluster import CONSUMER_SETTINGS, EmbeddedBroker
 from pipeline.settings import EnsembleSettings
-from schemas.headers import CLOUDEVENTS_ID, DLQ_MESSAGE, DLQ_REASON
-from schemas.records import Source
+from schemas.errors import BadRecord, Reason
+from schemas.headers import CLOUDEVENTS_ID, dead_letter_headers
+from schemas.records import Headers, Source
 from schemas.results import Label, Result, encode_result
 
 pytestmark = pytest.mark.broker
@@ -73,7 +74,12 @@ class Answers:
     def bury(self, request: Message) -> None:
         partition = request.partition()
         assert partition is not None
-        headers = [*request.headers(), (DLQ_REASON, b"text_too_long"), (DLQ_MESSAGE, b"too long")]  # type: ignore[misc]
+        source = Source(self.names.requests, partition, request.offset() or 0)
+        why = BadRecord(Reason.TEXT_TOO_LONG, "too long")
+        headers = [
+            *(request.headers() or []),
+            *dead_letter_headers(why, source=source, stage="tokenize", group="demo.tokenize"),
+        ]
         self._produce(self.names.dead_letters, partition, None, headers)
 
     def say(self, value: bytes) -> None:
@@ -82,7 +88,7 @@ class Answers:
     def close(self) -> None:
         self._consumer.close()
 
-    def _produce(self, topic: str, partition: int, value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+    def _produce(self, topic: str, partition: int, value: bytes | None, headers: Headers) -> None:
         self._producer.produce(topic, value, partition=partition, headers=headers)
         self._producer.flush(WAIT_S)
 
