@@ -15,7 +15,7 @@ _SETTINGS = {
     "node.id": str(NODE_ID),
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    # After SIGKILL the controller believes the broker alive for this long and keeps its successor out: 10 s by default.
+    # After SIGKILL the controller believes the broker alive for this long and keeps its successor out: 9 s by default.
     "broker.session.timeout.ms": "1000",
     "broker.heartbeat.interval.ms": "250",
     # 3 s by default, for members that start one after the other.

@@ -1,8 +1,8 @@
 """A process that does not outlive this one, even where this one is killed with SIGKILL.
 
 A shell starts a watcher in the background and becomes the command. The watcher reads a pipe whose other end only this
-process has: at its end-of-file it ends the command. Linux's PR_SET_PDEATHSIG would do without the watcher, but it
-follows the thread that started the command, not the process, and macOS has nothing like it.
+process has (and what it forks without exec): at its end-of-file it ends the command. Linux's PR_SET_PDEATHSIG would do
+without the watcher, but it follows the thread that started the command, not the process, and macOS has nothing like it.
 
 The watcher is in the command's process group, so the command's number is nobody else's as long as the watcher lives.
 """
