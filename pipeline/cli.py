@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command_line import Command, Commands, configure_logging
+from pipeline.command_line import Command, Commands, PrintingCommand, configure_logging
 from pipeline.command_line import run as run_app
 from pipeline.command_options import (
     Apache,
@@ -64,6 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command = partial(app.command, cls=Command)
+printing_command = partial(app.command, cls=PrintingCommand)
 
 
 def main() -> None:
@@ -123,7 +124,7 @@ def run(
     serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance)
 
 
-@command()
+@printing_command()
 def broker(
     topic: BrokerTopics = None,
     host: BrokerHost = "127.0.0.1",
@@ -152,7 +153,7 @@ def broker(
         serve(wanted, host=host)
 
 
-@command()
+@printing_command()
 def topics(file: EnsembleFile, create: Create = False, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
     """Compare the ensemble's topics with the broker's, or make them.
 
@@ -178,7 +179,7 @@ def produce(file: EnsembleFile, source: LinesFile = "-", key: Key = None, bootst
     produce_lines(_load(file, bootstrap), source, key=key)
 
 
-@command()
+@printing_command()
 def consume(
     file: EnsembleFile,
     count: Count = None,
@@ -196,7 +197,7 @@ def consume(
     consume_lines(_load(file, bootstrap), count=count, dead_letters=dead_letters, from_end=from_end)
 
 
-@command()
+@printing_command()
 def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task = None) -> None:
     """Answer lines without Kafka: a line of JSON out for each line in.
 
@@ -216,7 +217,7 @@ def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task =
     predict_lines(file, model, task.value if task else None)
 
 
-@command()
+@printing_command()
 def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
     """Check an ensemble from file to prediction.
 
@@ -228,7 +229,7 @@ def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None)
     raise typer.Exit(run_check(file, bootstrap, fused=fused))
 
 
-@command()
+@printing_command()
 def demo(
     count: DemoCount = None,
     texts: DemoTexts = None,

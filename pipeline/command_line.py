@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
-from pipeline.outputs import prepare_outputs
+from pipeline.outputs import prepare_outputs, require_standard_output
 
 log = logging.getLogger("penstock")
 
@@ -27,6 +27,14 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+class PrintingCommand(Command):
+    """A command whose point is what it prints: it does nothing where standard output is closed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        require_standard_output()
+        return super().invoke(ctx)
 
 
 class Commands(TyperGroup):
@@ -47,9 +55,6 @@ class Commands(TyperGroup):
 def run(app: typer.Typer) -> int:
     """Run what the command line says; the exit code. No traceback for what a person can mend."""
     signal.signal(signal.SIGINT, _interrupted)
-    if sys.stderr is None:
-        # Closed (2>&-). What is said goes nowhere, and no socket gets its number and the lines of libraries with it.
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open to the end of the process
     prepare_outputs()
     try:
         code: int | None = app(prog_name="penstock", standalone_mode=False)

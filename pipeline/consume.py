@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
 from pipeline import clients
 from pipeline.errors import WorkerFailure
-from pipeline.lines_of_text import standard_output
 from pipeline.reach import existing_partitions
 from pipeline.settings import EnsembleSettings
 from schemas.records import InputRecord, Source
@@ -19,7 +20,7 @@ _POLL_S = 0.2
 def consume_lines(settings: EnsembleSettings, *, count: int | None, dead_letters: bool, from_end: bool) -> None:
     """Print records as they come, `count` of them or until interrupted. Raises UserError, WorkerFailure."""
     topic = settings.topic_names.dead_letters if dead_letters else settings.topic_names.results
-    output = standard_output()
+    output = sys.stdout.buffer
     partitions = existing_partitions(settings.kafka, topic)
     consumer = clients.reader(settings.kafka.consumer_settings(), client_id="penstock-consume")
     try:

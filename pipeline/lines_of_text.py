@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -44,13 +43,6 @@ def opened_lines(source: str) -> Iterator[int]:
         raise UserError(f"{source}: {err.strerror if isinstance(err, OSError) else err}") from err
     with file:
         yield file.fileno()
-
-
-def standard_output() -> BinaryIO:
-    """Where answers go. Raises UserError where it is closed."""
-    if sys.stdout is None:
-        raise UserError("standard output is closed: there is nowhere to write to")
-    return sys.stdout.buffer
 
 
 def line_blocks(descriptor: int, *, max_lines: int) -> Iterator[list[bytes]]:

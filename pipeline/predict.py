@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
 
 from pipeline.ensemble import BLOCK_TEXTS, Ensemble
-from pipeline.lines_of_text import line_blocks, opened_lines, request_of, standard_output
+from pipeline.lines_of_text import line_blocks, opened_lines, request_of
 from schemas.records import InputRecord, Source
 
 
 def predict_lines(file: Path | None, model: str | None, task: str | None) -> None:
     """Answer standard input line by line; what is there is answered before more is waited for."""
-    output = standard_output()
+    output = sys.stdout.buffer
     with (
         opened_lines("-") as descriptor,
         Ensemble.load(file) if file is not None else Ensemble.of_model(str(model), task) as ensemble,

@@ -33,8 +33,9 @@ def main() -> None:
     log = log_file(Path(folder), stage=arguments[arguments.index("run") + 1])
     threading.Thread(target=_end_after_parent, name="parent", daemon=True).start()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(output, stream.fileno())
+    # By their numbers: who started the demo may have closed either.
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
     # Loading it takes a second, in which the parent may die.
     from pipeline import cli
 

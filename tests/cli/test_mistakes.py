@@ -228,6 +228,18 @@ def test_closed_outputs_are_no_mistake_of_produce(
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("command", [["broker"], ["topics"], ["consume"], ["predict"], ["check"], ["demo", "--json"]])
+def test_what_is_to_be_printed_needs_a_standard_output(ensemble: WriteEnsemble, command: list[str]) -> None:
+    file = [] if command[0] in ("broker", "demo") else [str(ensemble())]
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *PENSTOCK, *command, *file]
+    closed = subprocess.run(shell, input=b"", stderr=subprocess.PIPE, timeout=WAIT_S, env=environment(None))
+    assert (closed.returncode, closed.stderr) == (
+        2,
+        b"penstock: standard output is closed: there is nowhere to write to\n",
+    )
+
+
+@pytest.mark.processes
 def test_a_closed_standard_error_keeps_the_exit_code_and_says_nothing_elsewhere(ensemble: WriteEnsemble) -> None:
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *PENSTOCK, "topics", str(ensemble(engine={"kind": "abacus"}))]
     done = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))

@@ -125,6 +125,13 @@ def test_all_stages_answer_every_request_once(start: Start, ensemble: Path, text
     assert "Ready after" in err
 
 
+def test_a_closed_standard_error_is_in_nobodys_way(ensemble: Path, texts: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *DEMO, "--ensemble", str(ensemble), "--texts", str(texts)]
+    closed = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=WAIT_S)
+    assert closed.returncode == 0
+    assert "50 requests, each answered exactly once, in order" in closed.stdout
+
+
 def test_a_dead_letter_fails_the_demo_and_is_told(start: Start, ensemble: Path, texts: Path) -> None:
     with texts.open("a") as file:
         file.write("far too long " * 30 + "\n")
