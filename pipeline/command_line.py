@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from types import FrameType
@@ -42,12 +41,13 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            answer = super().invoke(ctx)
+            try:
+                answer = super().invoke(ctx)
+            except typer.Exit as err:
+                answer = err.exit_code
             if sys.stdout is not None:
                 sys.stdout.flush()
         except BrokenPipeError:
-            # What is still in the buffer goes nowhere, and without complaint.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
         return answer
 
@@ -69,7 +69,7 @@ def run(app: typer.Typer) -> int:
         return EXIT_FAILED
     except OSError as err:  # a full disk, no memory, too many files
         log.debug("", exc_info=True)
-        _say("penstock", str(err))
+        _say("penstock", f"{err.filename}: {err.strerror}" if err.filename else str(err))
         return EXIT_FAILED
     return code or 0
 

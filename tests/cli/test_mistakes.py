@@ -7,8 +7,9 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -259,16 +260,40 @@ def test_a_bad_log_level_in_the_environment_is_told(ensemble: WriteEnsemble) -> 
     assert "'loud' is not one of" in found.lines[0]
 
 
-@pytest.mark.processes
-def test_a_full_disk_is_one_line(ensemble: WriteEnsemble) -> None:
+@pytest.fixture
+def full() -> Iterator[BinaryIO]:
+    """A device that takes nothing."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    with open("/dev/full", "wb") as full:
-        process = subprocess.run(
-            [*PENSTOCK, "predict", ensemble()], input=b"a\n", stdout=full, stderr=subprocess.PIPE, timeout=WAIT_S
-        )
-    assert process.returncode == 1
-    assert process.stderr.splitlines()[0] == b"penstock: [Errno 28] No space left on device"
+    with open("/dev/full", "wb") as device:
+        yield device
+
+
+@pytest.mark.processes
+@pytest.mark.broker
+@pytest.mark.parametrize("command", ["predict", "topics"])
+def test_a_full_disk_is_one_line_that_says_which(
+    penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, full: BinaryIO, command: str
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, name=f"full-{command}")
+    assert penstock("topics", file, "--create").code == 0
+    process = subprocess.run(
+        [*PENSTOCK, command, file], input=b"a\n", stdout=full, stderr=subprocess.PIPE, timeout=WAIT_S
+    )
+    assert (process.returncode, process.stderr) == (1, b"penstock: standard output: No space left on device\n")
+
+
+@pytest.mark.processes
+@pytest.mark.broker
+def test_what_can_not_be_told_changes_no_exit_code(
+    penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, full: BinaryIO
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap)
+    assert penstock("topics", file, "--create").code == 0
+    sent = subprocess.run([*PENSTOCK, "produce", file], input=b"one\n", stderr=full, timeout=WAIT_S)
+    assert sent.returncode == 0, "who retried would send it twice"
+    mistaken = subprocess.run([*PENSTOCK, "produce", file.with_name("none")], stderr=full, timeout=WAIT_S)
+    assert mistaken.returncode == 2
 
 
 @pytest.mark.processes
