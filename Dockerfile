@@ -29,7 +29,7 @@ RUN python -m pip --python /opt/penstock/bin/python install --no-deps --no-build
     python -m pip --python /opt/penstock/bin/python uninstall --yes \
         editables hatchling pathspec pluggy tomlkit trove-classifiers && \
     /opt/penstock/bin/penstock --version
-COPY deploy/ready.py /opt/penstock/ready.py
+COPY --chmod=644 deploy/ready.py /opt/penstock/ready.py
 
 FROM ${BASE}
 ARG VERSION=0.1.0

@@ -19,7 +19,7 @@ def copied() -> Iterator[str]:
         for instruction in of(stage, "COPY"):
             *sources, _ = instruction.words
             if not sources[0].startswith("--from="):
-                yield from sources
+                yield from (source for source in sources if not source.startswith("--"))
 
 
 def runs() -> str:
