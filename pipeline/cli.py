@@ -26,6 +26,7 @@ from pipeline.command_options import (
     BrokerTopics,
     Count,
     Create,
+    CreateInto,
     DeadLetters,
     DemoCount,
     DemoEnsemble,
@@ -33,18 +34,23 @@ from pipeline.command_options import (
     DemoTexts,
     EnsembleFile,
     FromEnd,
+    FromOffsets,
     Fused,
     HttpPort,
     InstanceName,
+    Into,
     Json,
     Key,
     LinesFile,
     LogLevel,
     Model,
     OptionalEnsembleFile,
+    ReplayFrom,
+    ReplayTo,
     Stage,
     Task,
 )
+from pipeline.dead_letter_commands import app as dead_letters_app
 from pipeline.errors import UserError
 from pipeline.exit_codes import EXIT_USER_ERROR
 
@@ -63,6 +69,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dead_letters_app)
 command = partial(app.command, cls=Command)
 printing_command = partial(app.command, cls=PrintingCommand)
 
@@ -132,7 +139,7 @@ def broker(
     data: BrokerData = None,
     port: BrokerPort = None,
 ) -> None:
-    """Run a Kafka in memory, on this machine, for trying things out.
+    """Run a Kafka in memory, on this machine, to try things on.
 
     Prints its bootstrap address, then serves until it is interrupted. It keeps 5 MiB a partition, drops the oldest
     records above that, and forgets all at its end.
@@ -155,7 +162,7 @@ def broker(
 
 @printing_command()
 def topics(file: EnsembleFile, create: Create = False, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
-    """Compare the ensemble's topics with the broker's, or make them.
+    """Compare the ensemble's topics to the broker's, or make them.
 
     A line for each topic. Exit code 1 where one is not as wanted.
     """
@@ -199,7 +206,7 @@ def consume(
 
 @printing_command()
 def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task = None) -> None:
-    """Answer lines without Kafka: a line of JSON out for each line in.
+    """Answer lines without Kafka: JSON out for each line in.
 
     The same stages as over topics, in this process. A line that is a JSON object is read as a request, any other as a
     text. What can't be answered has "error" and "reason" in place of "outputs".
@@ -215,6 +222,33 @@ def predict(file: OptionalEnsembleFile = None, model: Model = None, task: Task =
     if task is not None and model is None:
         raise UserError("predict: --task goes with --model; an ensemble file names its models' tasks itself")
     predict_lines(file, model, task.value if task else None)
+
+
+@command()
+def replay(
+    file: EnsembleFile,
+    start: ReplayFrom = None,
+    end: ReplayTo = None,
+    from_offsets: FromOffsets = None,
+    into: Into = None,
+    create: CreateInto = False,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Answer past requests anew, into a topic of their own.
+
+    Reads the requests from one time to another, by default to the end as it is now, and runs all stages in this
+    process; the live ensemble is not touched. Results keep key, headers, partition and order. What can't be answered
+    goes to TOPIC.dead-letters. Ctrl-C says where to go on.
+
+    \b
+    penstock replay reviews.yaml --from 2026-11-25T14:00 --to 2026-11-25T15:00
+    """
+    from pipeline.replay import History, replay_history
+
+    replay_history(
+        _load(file, bootstrap),
+        History(start=start, end=end, from_offsets=from_offsets, into=into, create=create),
+    )
 
 
 @printing_command()
@@ -239,7 +273,7 @@ def demo(
     fused: Fused = False,
     json: Json = False,
 ) -> None:
-    """See it at work: a broker, three stages, real text, a summary.
+    """See it at work: a broker, three stages, text, a summary.
 
     All of it runs on this machine and ends by itself. Exit code 0 only if every request got exactly one result.
     """

@@ -126,6 +126,32 @@ Task = Annotated[
         show_default=False,
     ),
 ]
+ReplayFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="TIME",
+        help="ISO 8601, in the local zone where it names none, or -90s, -15m, -2h, -7d, or beginning.",
+        show_default=False,
+    ),
+]
+ReplayTo = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="TIME", help="Only what was sent before it. Default: all that is there.", show_default=False
+    ),
+]
+FromOffsets = Annotated[
+    str | None,
+    typer.Option(metavar="P:OFFSET,...", help="Instead of --from: an offset for each partition.", show_default=False),
+]
+Into = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOPIC", help="Where results go, none of the live topics. Default: NAME.replay.", show_default=False
+    ),
+]
+CreateInto = Annotated[bool, typer.Option("--create", help="Make TOPIC and TOPIC.dead-letters where they are missing.")]
 DemoCount = Annotated[
     int | None,
     typer.Option(

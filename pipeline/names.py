@@ -14,7 +14,8 @@ _MAX_TOPIC_CHARACTERS = 249
 MAX_NAME_CHARACTERS = 200
 
 
-def _topic_name(name: str, most_characters: int = _MAX_TOPIC_CHARACTERS) -> str:
+def topic_name(name: str, most_characters: int = _MAX_TOPIC_CHARACTERS) -> str:
+    """The name as it is. Raises ValueError where Kafka would refuse it."""
     if not re.fullmatch(r"[a-zA-Z0-9._-]+", name) or name in (".", "..") or len(name) > most_characters:
         allowed = f"letters, digits, '.', '_' and '-', at most {most_characters} of them"
         raise ValueError(f"{shown(name)} is not allowed; allowed: {allowed}")
@@ -22,9 +23,9 @@ def _topic_name(name: str, most_characters: int = _MAX_TOPIC_CHARACTERS) -> str:
 
 
 def _name(name: str) -> str:
-    return _topic_name(name, MAX_NAME_CHARACTERS)
+    return topic_name(name, MAX_NAME_CHARACTERS)
 
 
-TopicName = Annotated[str, AfterValidator(_topic_name)]
+TopicName = Annotated[str, AfterValidator(topic_name)]
 # Of an ensemble or a model.
 Name = Annotated[str, AfterValidator(_name)]

@@ -27,14 +27,14 @@ _EXIT_S = 10.0
 
 def make_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[str]:
     """Make what is missing of an ensemble's topics; the names of those made. Raises UserError."""
-    return _make_missing(settings, reach_broker(settings.kafka), wanted_topics(settings, fused=fused))
+    return make_missing(settings, reach_broker(settings.kafka), wanted_topics(settings, fused=fused))
 
 
 def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False) -> int:
     """Print a line a topic; the exit code: 0 where all are as wanted."""
     wanted = wanted_topics(settings, fused=fused)
     admin = reach_broker(settings.kafka)
-    made = _make_missing(settings, admin, wanted) if create else []
+    made = make_missing(settings, admin, wanted) if create else []
     differences = compare_topics(admin, wanted)
     for topic in wanted:
         messages = [each.message for each in differences if each.topic == topic.name]
@@ -45,7 +45,8 @@ def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False
     return EXIT_FAILED if differences else 0
 
 
-def _make_missing(settings: EnsembleSettings, admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str]:
+def make_missing(settings: EnsembleSettings, admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str]:
+    """Make what is missing of these topics, in either kind of broker; the names of those made. Raises UserError."""
     missing = [each.topic for each in compare_topics(admin, wanted) if each.missing]
     if not missing:
         return []
