@@ -106,9 +106,16 @@ def test_no_service_can_get_more_rights(services: dict[str, Any]) -> None:
         assert not service.keys() & {"privileged", "cap_add", "network_mode", "pid", "user"}, name
 
 
-def test_every_image_has_a_tag_or_is_built_here(services: dict[str, Any]) -> None:
-    for service in services.values():
-        assert "build" in service or re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+def test_the_image_is_built_once_and_not_looked_for_elsewhere(services: dict[str, Any]) -> None:
+    assert [name for name, service in services.items() if "build" in service] == ["topics"]
+    for stage in STAGES:
+        assert services[stage]["image"] == services["topics"]["image"]
+        assert services[stage]["pull_policy"] == "never"
+
+
+def test_every_other_image_has_a_version(services: dict[str, Any]) -> None:
+    for name in services.keys() - set(PENSTOCK_SERVICES):
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", services[name]["image"])
 
 
 def test_what_it_mounts_is_in_the_repository(services: dict[str, Any]) -> None:
@@ -169,3 +176,16 @@ def test_prometheus_knows_each_stages_port() -> None:
     jobs = YAML(typ="safe", pure=True).load(ROOT / "deploy/prometheus.yml")["scrape_configs"]
     found = {config["names"][0]: config["port"] for job in jobs for config in job["dns_sd_configs"]}
     assert found == {stage: settings.http_port(stage) for stage in STAGES}
+
+
+def test_kubernetes_example_fits_the_ensemble() -> None:
+    settings = load_ensemble(ROOT / "deploy/ensemble.yaml")
+    (example,) = re.findall(r"```yaml\n(apiVersion: .*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
+    spec = YAML(typ="safe", pure=True).load(example)["spec"]
+    pod = spec["template"]["spec"]
+    (worker,) = pod["containers"]
+    assert spec["replicas"] <= settings.topics.partitions
+    assert pod["terminationGracePeriodSeconds"] >= drain_budget_s(settings)
+    assert worker["ports"] == [{"name": "http", "containerPort": settings.http_port("encode")}]
+    assert worker["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
+    assert worker["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": "http"}
