@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -82,7 +83,13 @@ def configure_logging(level: str) -> None:
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    # Raised where an engine is let go of, a second one would leave its threads running, and C++ ends in abort() then.
+    signal.signal(signal.SIGINT, _interrupted_again)
     sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupted_again(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _usage_line(err: Any) -> str:
