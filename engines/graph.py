@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -52,6 +53,17 @@ def packed_graph(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> onn
             selections[output.pooling] = _selection(graph, output.pooling)
         _pool(graph, output, hidden, selections[output.pooling])
     return graph.model(widths)
+
+
+def written_graph(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> bytes:
+    """`packed_graph` as an engine's library reads it. Raises CheckpointError, and MemoryError without room for it."""
+    try:
+        written: bytes = packed_graph(checkpoint, outputs).SerializeToString()
+    except EncodeError as err:  # says no more than that it failed
+        raise MemoryError(
+            f"{checkpoint.folder}: no room to write its graph, or more than the 2 GB of weights that ONNX takes"
+        ) from err
+    return written
 
 
 class _Graph:

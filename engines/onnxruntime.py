@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as raised  # type: ignor
 
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineError
-from engines.graph import packed_graph
+from engines.graph import written_graph
 from engines.heads import PooledOutput, check_outputs
 from engines.rows import PackedRows, check_rows, texts_of
 
@@ -41,7 +41,7 @@ class OnnxRuntimeEngine:
         self._vocab_size = int(checkpoint.config.vocab_size)
         self._max_positions = checkpoint.max_positions
         self._widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
-        model = packed_graph(checkpoint, outputs).SerializeToString()
+        model = written_graph(checkpoint, outputs)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineError, EngineUnavailable
-from engines.graph import packed_graph
+from engines.graph import written_graph
 from engines.heads import PooledOutput, check_outputs
 from engines.rows import PackedRows, check_rows, texts_of
 
@@ -41,7 +41,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # other processes live on the same cores
         }
         try:
-            model = core.read_model(packed_graph(checkpoint, outputs).SerializeToString())
+            model = core.read_model(written_graph(checkpoint, outputs))
             compiled = core.compile_model(model, "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(instances)]
         except RuntimeError as err:

@@ -68,6 +68,11 @@ def run(app: typer.Typer) -> int:
     except WorkerFailure as err:
         _say("penstock", str(err))
         return EXIT_FAILED
+    except MemoryError as err:
+        log.debug("", exc_info=True)
+        why = f" ({err})" if str(err) else ""
+        _say("penstock", f"out of memory{why}: free some, or choose a smaller model or fewer engine instances")
+        return EXIT_FAILED
     except OSError as err:  # a full disk, no memory, too many files
         log.debug("", exc_info=True)
         _say("penstock", f"{err.filename}: {err.strerror}" if err.filename else str(err))

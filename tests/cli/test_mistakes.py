@@ -296,6 +296,21 @@ def test_what_can_not_be_told_changes_no_exit_code(
     assert mistaken.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("why", "told"), [("", "out of memory: free some"), ("12 MiB", "out of memory (12 MiB): free some")]
+)
+def test_too_little_memory_is_one_line(
+    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch, why: str, told: str
+) -> None:
+    def find_no_room(*_: object) -> None:
+        raise MemoryError(why)
+
+    monkeypatch.setattr("engines.checkpoint.read_weights", find_no_room)
+    found = penstock("predict", ensemble(name="e"))
+    assert (found.code, found.out) == (1, "")
+    assert [line.startswith(f"penstock: {told}, or choose ") for line in found.lines] == [True]
+
+
 @pytest.mark.processes
 def test_what_ascii_lacks_is_written_as_its_escape(tmp_path: Path) -> None:
     folder = tmp_path / "中文"

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines import graph
 from engines.checkpoint import Checkpoint
 from engines.engine import EngineKind, open_engine
 from engines.errors import CheckpointError, EngineError, EngineUnavailable
@@ -161,6 +163,15 @@ def test_openvino_missing_says_what_to_install(tiny: Checkpoint, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(EngineUnavailable, match=r"not installed: pip install openvino$"):
         open_engine("openvino", tiny, outputs_of(tiny), threads=1, instances=1)
+
+
+def test_a_graph_that_finds_no_room_says_so(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_room(*_: object) -> None:
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(graph, "packed_graph", find_no_room)
+    with pytest.raises(MemoryError, match="no room to write its graph"):
+        graph.written_graph(tiny, outputs_of(tiny))
 
 
 def test_graph_is_valid_plain_onnx(tiny: Checkpoint) -> None:
