@@ -109,8 +109,10 @@ def up(context: typer.Context, file: EnsembleFile, fused: Fused = False, bootstr
     Each stage runs in a process of its own. Missing topics are made. Ctrl-C or SIGTERM drains: what was read is
     answered, then all stop; a second Ctrl-C stops at once.
     """
+    from pipeline.ensemble_file import require_regular_file
     from pipeline.up import up as run_up
 
+    require_regular_file(file)
     raise typer.Exit(run_up(_load(file, bootstrap), file, fused=fused, log_level=context.obj.value))
 
 

@@ -68,6 +68,15 @@ def read_settings(path: Path, model: type[Model]) -> Model:
     return settings
 
 
+def require_regular_file(path: Path) -> None:
+    """Raises SettingsError where other processes would not find in `path` what this one does: a FIFO, `<(...)`,
+    `/dev/stdin`. What isn't there at all is told by who reads it."""
+    # What a descriptor is called, such as /dev/fd/3, is another file for another process, regular or not.
+    own = str(path.absolute()).startswith(("/dev/stdin", "/dev/fd/", "/proc/"))
+    if path.exists() and not path.is_dir() and (own or not path.is_file()):
+        raise SettingsError([f"{path}: is not a regular file, and each worker reads it anew: save it as one"])
+
+
 def validate_settings(data: Mapping[str, Any], model: type[Model], *, origin: str) -> Model:
     """A mapping that comes from no file as a `model`; `origin` begins each line of a SettingsError."""
     settings, mistakes = _validated(data, model, {})

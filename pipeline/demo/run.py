@@ -27,6 +27,7 @@ from pipeline.demo.processes import DemoStopped, StageProcesses
 from pipeline.demo.screen import Screen, open_screen
 from pipeline.demo.summary import Counters, Summary, summarize
 from pipeline.demo.texts import SHIPPED_TEXTS, count_texts, read_texts
+from pipeline.ensemble_file import require_regular_file
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from pipeline.settings import EnsembleSettings, load_ensemble
@@ -67,6 +68,7 @@ def run_demo(
     shipped texts, or to all of `texts` once. Raises UserError and SettingsError for what a person must change.
     """
     file = DEMO_ENSEMBLE if ensemble is None else ensemble
+    require_regular_file(file)
     settings = load_ensemble(file, bootstrap=bootstrap, environ=os.environ)
     source = SHIPPED_TEXTS if texts is None else texts
     default = DEFAULT_COUNT if texts is None else None

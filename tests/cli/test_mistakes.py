@@ -90,6 +90,23 @@ def test_a_file_that_is_not_there_or_has_mistakes(penstock: Penstock, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("command", [["up"], ["demo", "--ensemble"]], ids=["up", "demo"])
+def test_a_file_that_only_this_process_can_read(penstock: Penstock, tmp_path: Path, command: list[str]) -> None:
+    fifo = tmp_path / "e.yaml"
+    os.mkfifo(fifo)  # whoever opened it would wait for ever
+    for path in (fifo, "/dev/stdin"):
+        says = one_line(penstock(*command, path))
+        assert says == f"{path}: is not a regular file, and each worker reads it anew: save it as one"
+
+
+@pytest.mark.processes
+def test_a_pipe_is_a_file_to_predict_from(ensemble: WriteEnsemble) -> None:
+    script = 'file=$1; shift; echo a | "$@" predict <(cat "$file")'
+    command = ["bash", "-c", script, "bash", str(ensemble()), *PENSTOCK]
+    found = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=environment(None))
+    assert (found.returncode, found.stdout.count(b"\n"), found.stderr) == (0, 1, b"")
+
+
 @pytest.mark.parametrize("address", ["a b", "", "http://x:1"], ids=["blank", "empty", "scheme"])
 @pytest.mark.parametrize(
     "command", [["topics"], ["consume"], ["demo", "--ensemble"]], ids=["topics", "consume", "demo"]
