@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Self
 
@@ -135,6 +137,7 @@ def serve(topics: Mapping[str, int], *, host: str = "127.0.0.1", remarks: bool =
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
+    _allow_open_files()
     with EmbeddedBroker() as broker:
         for name, partition_count in {CONTROL_TOPIC: 1, **topics}.items():
             broker.create_topic(name, partition_count)
@@ -143,6 +146,13 @@ def serve(topics: Mapping[str, int], *, host: str = "127.0.0.1", remarks: bool =
             _say("Kafka in memory, for this machine only: records are gone when it stops.")
             _say("It keeps 5 MiB or 100,000 records a partition. Ctrl-C stops it.")
         _create_on_request(broker, lambda: stopped)
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS grants less than its unlimited hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _create_on_request(broker: EmbeddedBroker, stopped: Callable[[], bool]) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import re
+import resource
+import socket
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_int16, c_int32, c_size_t, c_void_p
 from enum import IntEnum
@@ -63,6 +65,8 @@ _SESSION_TIMEOUT_MS = 3_000
 _HEARTBEAT_INTERVAL_MS = 100
 
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+# 22 at its start, and two for each client: three workers, who produces and who consumes, and some to spare.
+_MIN_OPEN_FILES = 64
 _PRODUCER = 0  # rd_kafka_type_t
 _ERROR_SIZE_BYTES = 512
 
@@ -95,6 +99,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, *, broker_count: int = 1) -> None:
+        _require_resources()
         self._lib = _library()
         self._client: int | None = _new_client()
         self._cluster = _new_cluster(self._client, broker_count)
@@ -162,6 +167,20 @@ def check_topic(name: str, partition_count: int) -> None:
         raise UserError(f"topic {name!r}: a name has 1 to 249 of the characters a-z A-Z 0-9 . _ -")
     if not 1 <= partition_count <= MAX_PARTITIONS:
         raise UserError(f"topic {name}: {partition_count} partitions; allowed are 1 to {MAX_PARTITIONS}")
+
+
+def _require_resources() -> None:
+    """Raises UserError where the mock cluster would end in an assertion, or never stop saying that it can't accept."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < _MIN_OPEN_FILES:
+        raise UserError(
+            f"the embedded broker needs {_MIN_OPEN_FILES} open files, one a connection and more, and may have "
+            f"{soft}: ulimit -n {_MIN_OPEN_FILES}"
+        )
+    try:
+        socket.create_server(("127.0.0.1", 0)).close()
+    except OSError as err:
+        raise UserError(f"the embedded broker can't listen on 127.0.0.1: {err.strerror}") from err
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -117,6 +118,35 @@ def test_a_signal_ends_it_with_0_and_stdout_has_the_address_alone(number: signal
     assert 0 < int(port) < 65_536
     assert rest == ""
     assert "Ctrl-C stops it" in remarks
+
+
+def test_a_soft_limit_of_open_files_is_raised() -> None:
+    process = subprocess.Popen(
+        ["sh", "-c", 'ulimit -Sn 24; exec "$@"', "sh", *COMMAND, "--quiet"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    bootstrap = process.stdout.readline().strip()
+    clients = [AdminClient({"bootstrap.servers": bootstrap}) for _ in range(40)]
+    assert all(is_embedded(client.list_topics(timeout=WAIT_S).topics) for client in clients)
+    process.terminate()
+    process.communicate(timeout=WAIT_S)
+
+
+def test_too_few_open_files_are_one_line() -> None:
+    limited = ["sh", "-c", 'ulimit -n 24; exec "$@"', "sh", *COMMAND]
+    refused = subprocess.run(limited, capture_output=True, text=True, timeout=WAIT_S)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    says = "the embedded broker needs 64 open files, one a connection and more, and may have 24: ulimit -n 64\n"
+    assert refused.stderr == says
+
+
+def test_no_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(address: object) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    monkeypatch.setattr("socket.create_server", find_none)
+    with pytest.raises(UserError, match=r"can't listen on 127\.0\.0\.1: "):
+        EmbeddedBroker()
 
 
 @pytest.mark.parametrize(
