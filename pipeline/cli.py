@@ -177,7 +177,8 @@ def topics(file: EnsembleFile, create: Create = False, fused: Fused = False, boo
 def produce(file: EnsembleFile, source: LinesFile = "-", key: Key = None, bootstrap: Bootstrap = None) -> None:
     """Send lines of text, or of JSON, as requests.
 
-    A line that is a JSON object is sent as it is, any other as {"text": LINE}. Exit code 1 where not all were sent.
+    A line that is a JSON object is sent as it is, any other as {"text": LINE}. Exit code 1 where not all were sent. It
+    says how many were, after Ctrl-C (130) and SIGTERM (143) too.
 
     \b
     penstock produce reviews.yaml texts.txt

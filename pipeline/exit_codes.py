@@ -10,3 +10,6 @@ EXIT_USER_ERROR = 2
 
 EXIT_INTERRUPTED = 130
 """Ctrl-C: 128 and the number of SIGINT."""
+
+EXIT_TERMINATED = 143
+"""SIGTERM, where there is something to tell before the end: 128 and its number."""

@@ -48,7 +48,8 @@ def opened_lines(source: str) -> Iterator[int]:
 def line_blocks(descriptor: int, *, max_lines: int) -> Iterator[list[bytes]]:
     """Blocks of at most `max_lines` lines without their ends, LF or CRLF; the last line needs none.
 
-    Never waits while it has a line. Raises UserError where none ends within MAX_LINE_BYTES.
+    Never waits while it has a line. Raises UserError, after all lines before it, where one doesn't end within
+    MAX_LINE_BYTES.
     """
     lines: list[bytes] = []
     begun: list[bytes] = []  # pieces of the line whose end has not come yet
@@ -63,6 +64,9 @@ def line_blocks(descriptor: int, *, max_lines: int) -> Iterator[list[bytes]]:
             lines.extend(_line([whole]) for whole in tail[:-1])
             begun, begun_bytes = [tail[-1]], len(tail[-1])
         if begun_bytes > MAX_LINE_BYTES:
+            while lines:
+                yield lines[:max_lines]
+                del lines[:max_lines]
             raise UserError(f"the input has no line end in {MAX_LINE_BYTES >> 20} MiB: are these lines of text?")
         while len(lines) >= max_lines or (lines and not _ready(descriptor)):
             yield lines[:max_lines]

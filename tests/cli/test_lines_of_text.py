@@ -91,6 +91,40 @@ def test_lines_of_standard_input(file: Path, kafka: BrokerProcess) -> None:
     assert sorted(sent) == sorted((None, b'{"text":"%d"}' % number) for number in range(3000))
 
 
+def test_lines_before_what_is_none_are_sent(
+    file: Path, penstock: Penstock, kafka: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lines_of_text.MAX_LINE_BYTES", 1 << 20)
+    lines = file.with_name("lines.txt")
+    lines.write_bytes(b"one\n" + bytes(2 << 20))
+    found = penstock("produce", file, lines)
+    assert (found.code, found.lines) == (
+        2,
+        [
+            f"penstock: {name_of(file)}.requests: 1 sent",
+            "penstock: the input has no line end in 1 MiB: are these lines of text?",
+        ],
+    )
+    assert requests(file, kafka, 1) == [(None, b'{"text":"one"}')]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_produce_with_how_many_were_sent(
+    ensemble: WriteEnsemble, penstock: Penstock, kafka: BrokerProcess, number: signal.Signals, code: int
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, name=f"ended-{code}")
+    assert penstock("topics", file, "--create").code == 0
+    with start_process("produce", file, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"one\ntwo\n")
+        process.stdin.flush()
+        assert len(requests(file, kafka, 2)) == 2
+        time.sleep(0.2)  # from the broker's acknowledgement to the client
+        process.send_signal(number)
+        _, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, err) == (code, f"penstock: ended-{code}.requests: 2 sent\n".encode())
+
+
 def test_lines_of_an_ensemble_whose_requests_are_text(
     ensemble: WriteEnsemble, kafka: BrokerProcess, penstock: Penstock
 ) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,16 @@ def test_what_has_no_line_ends_is_no_lines(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(lines_of_text, "MAX_LINE_BYTES", 1 << 20)
     with open("/dev/zero", "rb", buffering=0) as zeros, pytest.raises(UserError, match="no line end in 1 MiB"):
         list(line_blocks(zeros.fileno(), max_lines=9))
+
+
+def test_lines_before_what_is_none_are_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lines_of_text, "MAX_LINE_BYTES", 1 << 20)
+    file = tmp_path / "lines.txt"
+    file.write_bytes(b"one\ntwo\nthree\n" + bytes(2 << 20))
+    read: list[list[bytes]] = []
+    with opened_lines(str(file)) as descriptor, pytest.raises(UserError, match="no line end"):
+        read.extend(line_blocks(descriptor, max_lines=2))
+    assert read == [[b"one", b"two"], [b"three"]]
 
 
 def write_all(descriptor: int, data: bytes) -> None:
