@@ -59,7 +59,7 @@ InstanceName = Annotated[
         envvar="PENSTOCK_INSTANCE",
         metavar="NAME",
         help="This worker's name in its group, the same after each restart, so that it has its partitions at once "
-        "(Kafka's static membership). Default: the machine's name and the first free number.",
+        "(Kafka's static membership); empty: none. Default: the machine's name and the first free number.",
         show_default=False,
     ),
 ]

@@ -25,6 +25,8 @@ from schemas.records import OutputRecord
 _SERVE_EVERY_S = 0.02
 # A produce call that finds the queue full waits this long for reports to make room, then tries again.
 _QUEUE_FULL_WAIT_S = 0.1
+# Delivering all that is on its way, before and after a record that goes alone.
+_ALONE_S = 30.0
 
 
 class Emitter:
@@ -53,6 +55,9 @@ class Emitter:
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._failed = False
+        # A broker refuses a batch of records for its size as a whole: each of them is then tried alone, once.
+        self._to_try_alone: list[tuple[Unit, OutputRecord]] = []
+        self._alone: OutputRecord | None = None
         self._thread = threading.Thread(target=self._run, name="emitter", daemon=True)
 
     def open(self, stopped: Callable[[], bool]) -> None:  # noqa: ARG002 - a producer is ready at once
@@ -88,6 +93,7 @@ class Emitter:
                 unit = self._inbox.get_nowait()
         except queue.Empty:
             self._producer.poll(0)
+            self._try_alone()
             return True
         return False
 
@@ -135,6 +141,9 @@ class Emitter:
 
     def _undelivered(self, unit: Unit, output: OutputRecord, err: KafkaError) -> None:
         self._metrics.delivery_failed()
+        if err.code() in TOO_LARGE and output is not self._alone:
+            self._to_try_alone.append((unit, output))
+            return
         replacements = self._oversized(unit, output, err.str()) if err.code() in TOO_LARGE else []
         if not replacements:
             self._fail(WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {err.str()}"))
@@ -142,6 +151,14 @@ class Emitter:
         unit.undelivered += len(replacements) - 1
         for replacement in replacements:
             self._produce(unit, replacement)
+
+    def _try_alone(self) -> None:
+        while self._to_try_alone and not self._failed:
+            unit, self._alone = self._to_try_alone.pop(0)
+            self._producer.flush(_ALONE_S)
+            self._produce(unit, self._alone)
+            self._producer.flush(_ALONE_S)
+            self._alone = None
 
     def _advance(self, line: PartitionLine) -> None:
         for unit in line.advance():

@@ -40,10 +40,13 @@ class Instance:
 
 
 def claim_instance(group: str, *, wanted: str | None = None, folder: Path | None = None) -> Instance:
-    """`wanted`, or the first free place of `group` on this machine. `folder` is where the locks are.
+    """`wanted` (where it is empty: none), or the first free place of `group` on this machine. `folder` is where the
+    locks are.
 
     Raises UserError: not a name, or another worker on this machine has it.
     """
+    if wanted == "":
+        return Instance(None)
     if wanted is not None and not _NAME.fullmatch(wanted):
         raise UserError(
             f"--instance: {wanted!r} is not allowed; allowed: letters, digits, '.', '_' and '-', at most 100"

@@ -34,6 +34,8 @@ log = logging.getLogger("penstock.transactions")
 
 # One call of the client. A broker answers in milliseconds, one that restarts in seconds.
 _CALL_S = 5.0
+# A start is looked after this often; it goes on where it was.
+_START_S = 0.5
 # All steps of a commit: under the 30 s that a poll loop may stand still before it counts as stuck.
 _COMMIT_S = 20.0
 # Between attempts, doubling; a rebalance or a broker's restart takes up to seconds.
@@ -107,6 +109,7 @@ class TransactionLane:
         self._inbox: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._producer: Producer | None = None
+        self._starting: Producer | None = None
         # Released by their lines in order: `_waiting` for a transaction, `_open` in the one that is open.
         self._waiting: deque[Unit] = deque()
         self._open: list[Unit] = []
@@ -114,6 +117,8 @@ class TransactionLane:
         self._opened_ms = 0.0
         self._in_doubt = False
         self._too_large: list[tuple[Unit, OutputRecord, str]] = []
+        # By identity: a broker refuses a batch of records for its size as a whole, so that each is tried alone then.
+        self._tried_alone: list[OutputRecord] = []
         self._delivery_error: KafkaError | None = None
         self._failures = 0
         self._fenced = 0
@@ -143,8 +148,8 @@ class TransactionLane:
         if self._clock_ms() < self._next_attempt_ms:
             return
         try:
-            if self._producer is None:
-                self._begin_anew()
+            if self._producer is None and not self._begin_anew():
+                return
             if self._in_doubt:
                 self._settle_doubt()
             self._produce_waiting()
@@ -188,11 +193,19 @@ class TransactionLane:
             return 0.0
         return (self._opened_ms + self._commit_interval_ms - now_ms) / 1e3
 
-    def _begin_anew(self) -> None:
-        """A producer of this name, which ends what a predecessor left open."""
-        producer = self._connect()
-        producer.init_transactions(_CALL_S)
-        self._producer = producer
+    def _begin_anew(self) -> bool:
+        """A producer of this name, which ends what a predecessor left open; False where the broker takes its time."""
+        starting, self._starting = self._starting or self._connect(), None
+        try:
+            starting.init_transactions(_START_S)
+        except KafkaException as err:
+            if not err.args[0].retriable():
+                raise
+            starting.poll(0)  # it tells who listens that the broker is away
+            self._starting = starting
+            return False
+        self._producer = starting
+        return True
 
     def _settle_doubt(self) -> None:
         """The group's committed offsets say which units arrived in a commit that nobody answered."""
@@ -221,7 +234,12 @@ class TransactionLane:
                 self._opened_ms = self._clock_ms()
             self._open.append(unit)
             for output in list(unit.outputs):
+                alone = any(each is output for each in self._tried_alone)
+                if alone:
+                    self._producer.flush(_CALL_S)
                 self._produce(unit, output)
+                if alone:
+                    self._producer.flush(_CALL_S)
         self._producer.poll(0)
 
     def _produce(self, unit: Unit, output: OutputRecord) -> None:
@@ -274,6 +292,7 @@ class TransactionLane:
             self._until(deadline, self._producer.commit_transaction)
             committed, self._open, self._records_open = self._open, [], 0
         self._failures = self._fenced = 0
+        self._tried_alone.clear()
         self._metrics.committed(self._clock_ms() - started_ms)
         self._arrive(committed)
 
@@ -307,7 +326,10 @@ class TransactionLane:
         self._metrics.aborted()
         self._abort(usable=isinstance(err, _Again) or (error is not None and _usable_after(error)))
         for unit, output, reason in self._too_large:
-            self._replace(unit, output, reason)
+            if any(each is output for each in self._tried_alone):
+                self._replace(unit, output, reason)
+            else:
+                self._tried_alone.append(output)
         self._too_large, self._delivery_error = [], None
         self._waiting.extendleft(reversed(self._open))
         self._open, self._records_open = [], 0

@@ -317,7 +317,8 @@ class Worker:
 
     def on_error(self, error: KafkaError) -> None:
         """What a client reports of itself."""
-        if error.fatal():
+        # A consumer's fatal errors say so by their code alone.
+        if error.fatal() or error.code() == KafkaError._FATAL:
             self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
         else:
             self.on_passing_error(error)

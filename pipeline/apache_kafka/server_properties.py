@@ -29,6 +29,8 @@ _SETTINGS = {
     "transaction.state.log.min.isr": "1",
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
+    # 10 s by default: so much later than it timed out a transaction that somebody left open is ended.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
     # A misspelt name is to be an error.
     "auto.create.topics.enable": "false",
     # A record as large as the ensemble's topics allow, and what a batch adds to it.

@@ -137,7 +137,7 @@ def test_a_result_too_large_for_its_topic_is_told_and_counted_under_the_stage_th
     made = settings(partitions=1)
     topics = Topics(made)
     topics.send(request("large"))
-    broker.push_request_errors(ApiKey.PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE])
+    broker.push_request_errors(ApiKey.PRODUCE, [KafkaError.MSG_SIZE_TOO_LARGE] * 2)
     with running(made, fused=True) as [worker]:
         [dead] = topics.read(made.topic_names.dead_letters, 1)
     assert headers(dead)["__dlq.errors.stage"] == "postprocess"
