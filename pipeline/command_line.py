@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import UserError, WorkerFailure
-from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER_ERROR
 from pipeline.outputs import prepare_outputs, require_standard_output
 
 log = logging.getLogger("penstock")
@@ -56,6 +56,9 @@ class Commands(TyperGroup):
 def run(app: typer.Typer) -> int:
     """Run what the command line says; the exit code. No traceback for what a person can mend."""
     signal.signal(signal.SIGINT, _interrupted)
+    if os.getpid() == 1:
+        # A container's first process gets no signal that it has no handler for.
+        signal.signal(signal.SIGTERM, _terminated)
     prepare_outputs()
     try:
         code: int | None = app(prog_name="penstock", standalone_mode=False)
@@ -91,6 +94,10 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> None:
     # Raised where an engine is let go of, a second one would leave its threads running, and C++ ends in abort() then.
     signal.signal(signal.SIGINT, _interrupted_again)
     sys.exit(EXIT_INTERRUPTED)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(EXIT_TERMINATED)
 
 
 def _interrupted_again(_signal: int, _frame: FrameType | None) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.ensemble_file import Section
 from pipeline.mistakes import Contradictions
+
+# As a container sees its own.
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class BatchingSettings(Section):
@@ -88,5 +92,19 @@ class EngineSettings(Section):
 def _processors() -> int:
     """What the process may use; macOS doesn't say, and there it is what the machine has."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
+        return min(len(os.sched_getaffinity(0)), _quota(_CGROUP))
     return os.cpu_count() or 1
+
+
+def _quota(cgroup: Path) -> int:
+    """Whole processors' worth of time that a container grants (`--cpus`, Kubernetes' limits): cgroup v2, then v1."""
+    try:
+        if (file := cgroup / "cpu.max").exists():
+            quota, period = file.read_text().split()
+        else:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        granted = int(quota) / int(period)
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return sys.maxsize
+    return max(1, int(granted)) if granted > 0 else sys.maxsize  # v1 says -1 for none

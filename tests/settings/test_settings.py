@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.engine_settings import _quota
 from pipeline.mistakes import SettingsError
 from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
 
@@ -106,7 +108,7 @@ def test_defaults(tmp_path):
         "row_length": 64,
         "max_in_flight_tokens": 65536,
     }
-    assert ensemble.engine.instance_count == len(os.sched_getaffinity(0))
+    assert ensemble.engine.instance_count == min(len(os.sched_getaffinity(0)), _quota(Path("/sys/fs/cgroup")))
     assert (ensemble.commit_every_ms, ensemble.drain_timeout_ms) == (500, 20000)
     assert [ensemble.http_port(stage) for stage in ("tokenize", "encode", "postprocess")] == [8002, 8003, 8004]
     assert ensemble.group_id("encode") == "reviews.encode"
@@ -493,3 +495,22 @@ def test_whatever_a_file_says_it_is_settings_or_lines(tmp_path, data):
     assert all(line.isprintable() and line.startswith(f"{tmp_path}/e.yaml") for line in refused)
     with contextlib.suppress(ValidationError):
         EnsembleSettings.model_validate(mutant)
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, sys.maxsize),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, sys.maxsize),
+        ({}, sys.maxsize),
+    ],
+)
+def test_a_container_s_share_of_processors_is_seen(tmp_path: Path, files: dict[str, str], processors: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _quota(tmp_path) == processors
