@@ -83,7 +83,9 @@ def _raw(stream: io.TextIOWrapper) -> io.FileIO:
 
 
 def _text(buffer: io.BufferedWriter, like: io.TextIOWrapper) -> io.TextIOWrapper:
-    return io.TextIOWrapper(buffer, like.encoding, errors="backslashreplace", line_buffering=like.line_buffering)
+    # PYTHONUNBUFFERED, which images of containers set, shows as write_through, and not as line_buffering.
+    unbuffered = like.line_buffering or like.write_through
+    return io.TextIOWrapper(buffer, like.encoding, errors="backslashreplace", line_buffering=unbuffered)
 
 
 def _occupy_standard_descriptors() -> None:
