@@ -92,8 +92,8 @@ def list_letters(
 ) -> None:
     """Print the dead letters, a line each.
 
-    A table on a terminal; elsewhere columns with tabs between them. Without --count they come partition by partition,
-    with it by time.
+    A table on a terminal; elsewhere columns with tabs between them. They come partition by partition, the newest so
+    many (--count) by time.
     """
     from pipeline.dead_letter_views import list_dead_letters
 

@@ -107,6 +107,8 @@ class _Replay:
         self._bounds = reader.bounds()
         self._replayed = self._committed()
         self._noted = self._notes()
+        # Partition, first offset and the one after the last of what has arrived or is passed for good since the commit.
+        self._done: list[tuple[int, int, int]] = []
         self._taken = 0
         self._reasons: Counter[str] = Counter()
 
@@ -138,13 +140,13 @@ class _Replay:
                     position = letter.offset + 1
                 self.settle()
             if wanted.all and not self.failed:
-                replayed.add(position, high)
+                self._done.append((partition, position, high))
         self.settle()
 
     def take(self, letter: DeadLetter, *, start: int, passed_for_good: bool) -> None:
         """Send it, or count why not. One that is `passed_for_good` is not looked at again by the next replay of all."""
         partition = letter.record.source.partition
-        note = partial(self._replayed[partition].add, start, letter.offset + 1)
+        note = partial(self._done.append, (partition, start, letter.offset + 1))
         reason = why_not(letter, self._requests, self._max_attempts)
         if reason is not None:
             self._reasons[reason] += 1
@@ -206,6 +208,10 @@ class _Replay:
         return {partition: (each.place, each.metadata()) for partition, each in self._replayed.items()}
 
     def _commit(self) -> None:
+        # In order they join into few ranges.
+        for partition, start, end in sorted(self._done):
+            self._replayed[partition].add(start, end)
+        self._done.clear()
         notes = self._notes()
         changed = {partition: note for partition, note in notes.items() if note != self._noted[partition]}
         if not self._dry_run and changed:

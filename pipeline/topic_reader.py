@@ -74,18 +74,15 @@ class TopicReader:
             return
         with self._failures():
             self._consumer.assign([TopicPartition(self.topic, partition, start)])
-            try:
-                position = start
-                while position < end:
-                    messages, ended = self._next(partition)
-                    block = [message for message in messages if _offset(message) < end]
-                    if block:
-                        position = _offset(messages[-1]) + 1
-                        yield block
-                    if ended or len(block) < len(messages):
-                        return
-            finally:
-                self._consumer.unassign()
+            position = start
+            while position < end:
+                messages, ended = self._next(partition)
+                block = [message for message in messages if _offset(message) < end]
+                if block:
+                    position = _offset(messages[-1]) + 1
+                    yield block
+                if ended or len(block) < len(messages):
+                    return
 
     def committed(self) -> dict[int, TopicPartition]:
         """The group's committed places, with the metadata that stands beside each."""

@@ -8,10 +8,17 @@ from importlib.metadata import version
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, dead_letter_commands
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, environment, run_process
 
-COMMANDS = ["up", "run", "broker", "topics", "produce", "consume", "predict", "check", "demo"]
+COMMANDS = ["up", "run", "broker", "topics", "produce", "consume", "predict", "replay", "check", "demo"]
+GROUPS = {
+    "dead-letters": {"list": dead_letter_commands.list_letters}
+    | {name: getattr(dead_letter_commands, name) for name in ("show", "replay", "purge")}
+}
+FUNCTIONS = {name: getattr(cli, name) for name in COMMANDS} | {
+    f"{group} {name}": function for group, commands in GROUPS.items() for name, function in commands.items()
+}
 
 
 def test_help_names_every_command_with_a_whole_sentence(penstock: Penstock) -> None:
@@ -19,13 +26,20 @@ def test_help_names_every_command_with_a_whole_sentence(penstock: Penstock) -> N
     assert found.code == 0
     listed = found.out.partition("Commands:\n")[2].partition("\n\n")[0]
     sentences = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    assert list(sentences) == COMMANDS
+    assert list(sentences) == [*COMMANDS, *GROUPS]
     assert all(sentence.endswith(".") and "..." not in sentence for sentence in sentences.values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_group_names_its_commands(penstock: Penstock) -> None:
+    for group, commands in GROUPS.items():
+        listed = penstock(group, "--help").out.partition("Commands:\n")[2].splitlines()
+        assert [line.split()[0] for line in listed] == list(commands)
+        assert all(line.endswith(".") and "..." not in line for line in listed)
+
+
+@pytest.mark.parametrize("command", FUNCTIONS)
 def test_help_of_a_command_fits_80_columns_and_explains_every_option(penstock: Penstock, command: str) -> None:
-    found = penstock(command, "--help")
+    found = penstock(*command.split(), "--help")
     assert (found.code, found.err) == (0, "")
     lines = found.out.splitlines()
     assert lines[0].startswith(f"Usage: penstock {command} ")
@@ -36,10 +50,10 @@ def test_help_of_a_command_fits_80_columns_and_explains_every_option(penstock: P
     assert all(described or continued for _, described, continued in options), options
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", FUNCTIONS)
 def test_help_of_a_command_says_all_that_its_docstring_does(penstock: Penstock, command: str) -> None:
-    docstring = getattr(cli, command).__doc__.replace("\b", "")
-    assert " ".join(docstring.split()) in " ".join(penstock(command, "--help").out.split())
+    docstring = FUNCTIONS[command].__doc__.replace("\b", "")
+    assert " ".join(docstring.split()) in " ".join(penstock(*command.split(), "--help").out.split())
 
 
 def test_no_command_is_a_mistake_that_shows_the_help(penstock: Penstock) -> None:

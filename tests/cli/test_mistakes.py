@@ -67,12 +67,17 @@ FILE_COMMANDS = [
     ["topics", "FILE"],
     ["produce", "FILE"],
     ["consume", "FILE"],
+    ["dead-letters", "list", "FILE"],
+    ["dead-letters", "show", "FILE", "0/0"],
+    ["dead-letters", "replay", "FILE"],
+    ["dead-letters", "purge", "FILE"],
+    ["replay", "FILE", "--from", "beginning"],
     ["predict", "FILE"],
     ["demo", "--ensemble", "FILE"],
 ]
 
 
-@pytest.mark.parametrize("command", FILE_COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize("command", FILE_COMMANDS, ids=lambda command: "-".join(command))
 def test_a_file_that_is_not_there_or_has_mistakes(penstock: Penstock, tmp_path: Path, command: list[str]) -> None:
     path = tmp_path / "e.yaml"
     arguments = [str(path) if argument == "FILE" else argument for argument in command]
