@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,8 +87,7 @@ class _Run:
         # Of the partition that is being read. Results and dead letters arrive in an order of their own.
         self._on_their_way: deque[int] = deque()
         self._ahead: set[int] = set()
-        self._answered = 0
-        self._refused = 0
+        self._written: Counter[str] = Counter()
         self._started_s = self._told_s = 0.0
 
     def all(self, ensemble: Ensemble) -> None:
@@ -129,7 +128,6 @@ class _Run:
             assert answer.source == record.source, "answers come in the order of their requests"
             self._on_their_way.append(record.source.offset)
             if isinstance(answer, Result):
-                self._answered += 1
                 self._send_result(record, answer)
             else:
                 self._bury(record, answer)
@@ -139,7 +137,6 @@ class _Run:
 
     def _send_result(self, record: InputRecord, result: Result) -> None:
         def too_large(why: str) -> None:
-            self._answered -= 1
             self._bury(record, Refused(result.id, why, Reason.RESULT_TOO_LARGE, record.source))
 
         self._sending.send(
@@ -149,12 +146,11 @@ class _Run:
             name=record.source,
             partition=record.source.partition,
             headers=record.headers,
-            on_delivered=partial(self._arrived, record.source),
+            on_delivered=partial(self._arrived, self._into.results, record.source),
             on_too_large=too_large,
         )
 
     def _bury(self, record: InputRecord, refused: Refused) -> None:
-        self._refused += 1
         headers = dead_letter_headers(
             BadRecord(Reason(refused.reason), refused.error),
             source=record.source,
@@ -169,10 +165,11 @@ class _Run:
             name=record.source,
             partition=record.source.partition,
             headers=[*record.headers, *headers],
-            on_delivered=partial(self._arrived, record.source),
+            on_delivered=partial(self._arrived, self._into.dead_letters, record.source),
         )
 
-    def _arrived(self, source: Source) -> None:
+    def _arrived(self, topic: str, source: Source) -> None:
+        self._written[topic] += 1
         self._ahead.add(source.offset)
         while self._on_their_way and self._on_their_way[0] in self._ahead:
             offset = self._on_their_way.popleft()
@@ -186,15 +183,15 @@ class _Run:
         _say(f"{done:,} of {total:,} offsets ({done / max(1, total):.0%}), {self._rate():,.0f} records/s")
 
     def _tell_end(self, finished: bool) -> None:
-        _say(f"{self._into.results}: {self._answered:,} results, {self._rate():,.0f} records/s")
-        if self._refused:
-            _say(f"{self._into.dead_letters}: {self._refused:,} that can't be answered")
+        _say(f"{self._into.results}: {self._written[self._into.results]:,} results, {self._rate():,.0f} records/s")
+        if refused := self._written[self._into.dead_letters]:
+            _say(f"{self._into.dead_letters}: {refused:,} that can't be answered")
         if not finished:
             places = ",".join(f"{partition}:{offset}" for partition, offset in self._next.items())
             _say(f"stopped before the end; go on with --from-offsets {places}")
 
     def _rate(self) -> float:
-        return (self._answered + self._refused) / max(1e-3, time.monotonic() - self._started_s)
+        return self._written.total() / max(1e-3, time.monotonic() - self._started_s)
 
 
 def _say(line: str) -> None:
