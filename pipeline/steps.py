@@ -24,7 +24,7 @@ from schemas.packs import source_of
 from schemas.records import OutputRecord
 from schemas.results import encode_result
 from stages.encode import EncodeStage, PackInProgress
-from stages.microbatcher import MicroBatcher
+from stages.microbatcher import MicroBatch, MicroBatcher
 from stages.postprocess import PostprocessStage
 from stages.tokenize import TokenizeStage
 
@@ -36,10 +36,14 @@ _TOKENIZE_UNITS = 16
 
 
 class Step(Protocol):
-    """A stage with its threads."""
+    """A stage with its threads; with none (`threads=0`), whoever calls `turn` does their work."""
 
     def submit(self, unit: Unit) -> None:
         """Queue a unit. Never blocks."""
+        ...
+
+    def turn(self) -> bool:
+        """Do what is due; whether there was anything."""
         ...
 
     def close(self, deadline: Deadline) -> None:
@@ -52,13 +56,19 @@ class _UnitThread:
     """A queue and the one thread that takes from it: whatever waits, `at_most` units at a time, handed to `work`."""
 
     def __init__(
-        self, name: str, work: Callable[[Sequence[Unit]], None], *, at_most: int, on_failure: OnFailure
+        self,
+        name: str,
+        work: Callable[[Sequence[Unit]], None],
+        *,
+        at_most: int,
+        on_failure: OnFailure,
+        threads: int,
     ) -> None:
         self._work = work
         self._at_most = at_most
         self._closing = False
         self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._threads = _start(name, 1, self._run, on_failure)
+        self._threads = _start(name, threads, self._run, on_failure)
 
     def submit(self, unit: Unit) -> None:
         unit.queued_ms = now_ms()
@@ -68,6 +78,12 @@ class _UnitThread:
         self._closing = True
         self._queue.put(None)
         _join(self._threads, deadline)
+
+    def turn(self) -> bool:
+        if self._queue.empty():
+            return False
+        self._work(self._next())
+        return True
 
     def _run(self) -> None:
         while (units := self._next()) and not self._closing:
@@ -95,15 +111,21 @@ class TokenizeStep:
         on_failure: OnFailure,
         dead_letters: DeadLetters,
         metrics: StageMetrics,
+        threads: int = 1,
     ) -> None:
         self._stage = stage
         self._then = then
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._thread = _UnitThread("tokenize", self._tokenize, at_most=_TOKENIZE_UNITS, on_failure=on_failure)
+        self._thread = _UnitThread(
+            "tokenize", self._tokenize, at_most=_TOKENIZE_UNITS, on_failure=on_failure, threads=threads
+        )
 
     def submit(self, unit: Unit) -> None:
         self._thread.submit(unit)
+
+    def turn(self) -> bool:
+        return self._thread.turn()
 
     def close(self, deadline: Deadline) -> None:
         self._thread.close(deadline)
@@ -133,18 +155,19 @@ class Window:
 
 
 class EncodeStep:
-    """Token packs to encodings: windows of all units share micro-batches, `instances` threads compute them."""
+    """Token packs to encodings: windows of all units share micro-batches, a thread for each instance computes them."""
 
     def __init__(
         self,
         stage: EncodeStage,
         batcher: MicroBatcher[Window],
         *,
-        instances: int,
         then: Next,
         on_failure: OnFailure,
         dead_letters: DeadLetters,
         metrics: StageMetrics,
+        threads: int,
+        clock_ms: Callable[[], float] = now_ms,
     ) -> None:
         self._stage = stage
         self._batcher = batcher
@@ -153,14 +176,15 @@ class EncodeStep:
         self._metrics = metrics
         self._changed = threading.Condition()
         self._closing = False
-        self._threads = _start("encode", instances, self._run, on_failure)
+        self._clock_ms = clock_ms
+        self._threads = _start("encode", threads, self._run, on_failure)
 
     def submit(self, unit: Unit) -> None:
         if unit.tokens is None:
             self._then(unit)
             return
         pack = PackInProgress(unit.tokens)
-        added_ms = now_ms()
+        added_ms = self._clock_ms()
         with self._changed:
             for place, window in enumerate(pack.windows):
                 self._batcher.add(Window(unit, pack, place), len(window), added_ms)
@@ -173,19 +197,32 @@ class EncodeStep:
             self._changed.notify_all()
         _join(self._threads, deadline)
 
+    def turn(self) -> bool:
+        with self._changed:
+            if not self._batcher.due(self._clock_ms()):
+                return False
+            batch = self._take()
+        self._encode(batch.items, batch.waited_ms)
+        return True
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while self._closing or not self._batcher.due(now_ms()):
-                    if self._closing:
-                        return
-                    deadline_ms = self._batcher.next_deadline_ms()
-                    self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - now_ms()) / 1e3)
-                batch = self._batcher.take(now_ms())
-                self._metrics.pending(len(self._batcher))
-                if len(self._batcher):
-                    self._changed.notify()
+        while (batch := self._await_batch()) is not None:
             self._encode(batch.items, batch.waited_ms)
+
+    def _await_batch(self) -> MicroBatch[Window] | None:
+        """None when the step is closed."""
+        with self._changed:
+            while not self._closing and not self._batcher.due(self._clock_ms()):
+                deadline_ms = self._batcher.next_deadline_ms()
+                self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - self._clock_ms()) / 1e3)
+            return None if self._closing else self._take()
+
+    def _take(self) -> MicroBatch[Window]:
+        batch = self._batcher.take(self._clock_ms())
+        self._metrics.pending(len(self._batcher))
+        if len(self._batcher):
+            self._changed.notify()
+        return batch
 
     def _encode(self, items: Sequence[Window], waited_ms: Sequence[float]) -> None:
         started_ms = now_ms()
@@ -228,16 +265,20 @@ class PostprocessStep:
         on_failure: OnFailure,
         dead_letters: DeadLetters,
         metrics: StageMetrics,
+        threads: int = 1,
     ) -> None:
         self._stage = stage
         self._results_topic = results_topic
         self._then = then
         self._dead_letters = dead_letters
         self._metrics = metrics
-        self._thread = _UnitThread("postprocess", self._take, at_most=1, on_failure=on_failure)
+        self._thread = _UnitThread("postprocess", self._take, at_most=1, on_failure=on_failure, threads=threads)
 
     def submit(self, unit: Unit) -> None:
         self._thread.submit(unit)
+
+    def turn(self) -> bool:
+        return self._thread.turn()
 
     def close(self, deadline: Deadline) -> None:
         self._thread.close(deadline)

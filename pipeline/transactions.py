@@ -276,7 +276,7 @@ class TransactionLane:
 
     def _commit(self) -> None:
         assert self._producer is not None
-        deadline = Deadline(_COMMIT_S)
+        deadline = self._deadline(_COMMIT_S)
         started_ms = self._clock_ms()
         with self._lock:
             if any(unit.line.dropped for unit in self._open):
@@ -344,11 +344,14 @@ class TransactionLane:
             self._producer = self._producer if usable else None
             return
         try:
-            self._until(Deadline(_CALL_S), self._producer.abort_transaction)
+            self._until(self._deadline(_CALL_S), self._producer.abort_transaction)
             self._producer.poll(0)
         except (KafkaException, SystemError) as err:
             log.debug("abort: %s", err)
             self._producer = None
+
+    def _deadline(self, budget_s: float) -> Deadline:
+        return Deadline(budget_s, clock=lambda: self._clock_ms() / 1e3)
 
     def _until(self, deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:
         """Call, again while the client says that this may help."""

@@ -103,14 +103,14 @@ def work(
         deliver=lambda worker: deliver(
             settings, worker, topic=topic, group=group, client_id=client_id, metrics=own_metrics
         ),
-        intake=_intake(settings, stages[0], dead_letters[stages[0]]),
+        intake=intake_of(settings, stages[0], dead_letters[stages[0]]),
         dead_letters=dead_letters[stages[-1]],
         metrics=own_metrics,
         max_in_flight_tokens=settings.batching.max_in_flight_tokens,
         commit_interval_ms=settings.commit_every_ms,
         drain_timeout_ms=settings.drain_timeout_ms,
     )
-    then = _sealed(stages[-1], settings, worker.finish)
+    then = sealed(stages[-1], settings, worker.finish)
     steps: list[Step] = []
     for stage in reversed(stages):
         step = makers[stage](then, worker.fail, dead_letters[stage], metrics)
@@ -188,11 +188,11 @@ def _encode_step(settings: EnsembleSettings) -> _MakeStep:
             max_queue_delay_ms=batching.max_queue_delay_ms,
             knee_tokens=batching.knee_tokens,
         ),
-        instances=settings.engine.instance_count,
         then=then,
         on_failure=fail,
         dead_letters=dead_letters,
         metrics=metrics.stage("encode"),
+        threads=settings.engine.instance_count,
     )
 
 
@@ -215,7 +215,7 @@ _MAKERS: dict[Stage, Callable[[EnsembleSettings], _MakeStep]] = {
 }
 
 
-def _intake(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters) -> Intake:
+def intake_of(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters) -> Intake:
     match stage:
         case "tokenize":
             return RequestIntake(max_pack_size=settings.batching.max_pack_size)
@@ -225,7 +225,7 @@ def _intake(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetters)
             return PackIntake(decode_encoding_pack, dead_letters=dead_letters)
 
 
-def _sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:
+def sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:
     """What a worker's last step does with a unit: its pack becomes a record, unless it was results already."""
 
     def seal(unit: Unit) -> None:

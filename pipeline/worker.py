@@ -184,7 +184,7 @@ class Worker:
         """Drain, leave the group, end the delivery. Raises WorkerFailure where the worker had failed, or where not all
         has arrived that was read: then it is read again."""
         self._stopping = True
-        deadline = Deadline(self._drain_timeout_s)
+        deadline = self._deadline()
         if self._failure is not None:
             self._delivery.stop()
         log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
@@ -221,6 +221,9 @@ class Worker:
                 records.setdefault(line, []).append(clients.input_record(message))
         read_ms = self._clock_ms()
         return [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._drain_timeout_s, clock=lambda: self._clock_ms() / 1e3)
 
     def _failed(self) -> bool:
         return self._failure is not None
@@ -282,7 +285,7 @@ class Worker:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         revoked = [each.partition for each in partitions]
-        left = self._assignment.hand_over(consumer, revoked, Deadline(self._drain_timeout_s), self._failed)
+        left = self._assignment.hand_over(consumer, revoked, self._deadline(), self._failed)
         if left:
             log.warning("%d records did not arrive in time: others read them again", left)
         consumer.incremental_unassign(partitions)
