@@ -14,6 +14,7 @@ Of threads it knows two: the one that calls `turn`, and whoever calls `finish` a
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -114,7 +115,7 @@ class TransactionLane:
         self._waiting: deque[Unit] = deque()
         self._open: list[Unit] = []
         self._records_open = 0
-        self._opened_ms = 0.0
+        self._committed_ms = -math.inf
         self._in_doubt = False
         self._too_large: list[tuple[Unit, OutputRecord, str]] = []
         # By identity: a broker refuses a batch of records for its size as a whole, so that each is tried alone then.
@@ -191,7 +192,8 @@ class TransactionLane:
             return float("inf")
         if self.hurried or self._records_open >= self._max_records:
             return 0.0
-        return (self._opened_ms + self._commit_interval_ms - now_ms) / 1e3
+        # The interval is between commits: what comes after a pause is committed at once.
+        return (self._committed_ms + self._commit_interval_ms - now_ms) / 1e3
 
     def _begin_anew(self) -> bool:
         """A producer of this name, which ends what a predecessor left open; False where the broker takes its time."""
@@ -231,7 +233,6 @@ class TransactionLane:
                 continue
             if not self._open:
                 self._producer.begin_transaction()
-                self._opened_ms = self._clock_ms()
             self._open.append(unit)
             for output in list(unit.outputs):
                 alone = any(each is output for each in self._tried_alone)
@@ -291,6 +292,7 @@ class TransactionLane:
             self._until(deadline, self._producer.send_offsets_to_transaction, offsets, self._membership())
             self._until(deadline, self._producer.commit_transaction)
             committed, self._open, self._records_open = self._open, [], 0
+        self._committed_ms = self._clock_ms()
         self._failures = self._fenced = 0
         self._tried_alone.clear()
         self._metrics.committed(self._clock_ms() - started_ms)
