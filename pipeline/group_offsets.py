@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
@@ -14,17 +15,35 @@ from pipeline.errors import WorkerFailure
 # The coordinator answers when no transaction that would change them is open: one that a killed worker left is ended
 # after 10 s (transaction.timeout.ms).
 _BUDGET_S = 20.0
+# A group's coordinator has just been found, or has moved: the next answer comes from the right one.
+_MOVING = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+_AGAIN_S = 0.05
 
 
 def committed_offsets(consumer: Consumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
     """Of the consumer's group, where there are any. Raises KafkaException where one of them can't be told: that is not
     the same as none."""
     places = [TopicPartition(topic, partition) for partition in partitions]
-    found = consumer.committed(places, timeout=_BUDGET_S) if places else []
-    refused = next((each.error for each in found if each.error is not None), None)
-    if refused is not None:
-        raise KafkaException(refused)
-    return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
+    deadline = Deadline(_BUDGET_S)
+    while places:
+        try:
+            found = consumer.committed(places, timeout=deadline.remaining_s())
+            refused = next((each.error for each in found if each.error is not None), None)
+            if refused is not None:
+                raise KafkaException(refused)
+        except KafkaException as err:
+            if err.args[0].code() not in _MOVING or deadline.expired:
+                raise
+            time.sleep(_AGAIN_S)
+        else:
+            return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
+    return {}
 
 
 def ask_committed_offsets(

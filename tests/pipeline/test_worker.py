@@ -210,7 +210,7 @@ def test_a_failed_thread_stops_the_worker_without_a_commit(settings: MakeSetting
     eventually(lambda: running.step.records_seen == 1)
     running.worker.fail(RuntimeError("the engine is gone"))
     running.thread.join(WAIT_S)
-    assert str(running.error) == "the engine is gone"
+    assert str(running.error) == "RuntimeError: the engine is gone"
     assert not running.worker.live()
     assert topics.committed("bench", made.topic_names.requests)[0] < 0
 
@@ -287,6 +287,23 @@ def test_an_offset_that_the_broker_could_not_tell_is_not_taken_for_none() -> Non
         committed_offsets(cast(Consumer, Unsure()), "requests", [0])
 
 
+def test_a_coordinator_that_has_moved_is_asked_again() -> None:
+    answers: list[list[SimpleNamespace] | KafkaError] = [
+        KafkaError(KafkaError.NOT_COORDINATOR),
+        [SimpleNamespace(partition=0, offset=-1001, error=KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS))],
+        [SimpleNamespace(partition=0, offset=7, error=None)],
+    ]
+
+    class Moving:
+        def committed(self, _places: object, timeout: float) -> list[SimpleNamespace]:
+            answer = answers.pop(0)
+            if isinstance(answer, KafkaError):
+                raise KafkaException(answer)
+            return answer
+
+    assert committed_offsets(cast(Consumer, Moving()), "requests", [0]) == {0: 7}
+
+
 def test_an_exception_in_the_poll_loop_stops_the_worker_without_a_commit(settings: MakeSettings) -> None:
     made = settings(partitions=1)
     topics = Topics(made)
@@ -294,7 +311,7 @@ def test_an_exception_in_the_poll_loop_stops_the_worker_without_a_commit(setting
     topics.send(b"1")
     running.thread.join(WAIT_S)
     assert not running.thread.is_alive()
-    assert str(running.error) == "a bug"
+    assert str(running.error) == "RuntimeError: a bug"
     assert topics.committed("bench", made.topic_names.requests)[0] < 0
 
 
