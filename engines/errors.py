@@ -5,6 +5,10 @@ class EngineError(Exception):
     """Raised when a batch can't be computed; the batch can be tried in halves to find the culprit."""
 
 
+class EngineBusy(EngineError):
+    """Raised when the same batch may succeed later: a device that others have filled, a server that sheds load."""
+
+
 class CheckpointError(Exception):
     """Raised when a model folder, package or head can't be used; the message says what, where and what to do."""
 

@@ -56,7 +56,7 @@ class Engine(Protocol):
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         """Output name -> float32 (N, W), in the order of `rows.row`; not always finite, which the caller looks for.
 
-        Raises EngineError when the batch can't be computed.
+        Raises EngineError when the batch can't be computed, EngineBusy when it may be a little later.
         """
         ...
 

@@ -31,6 +31,7 @@ from schemas.records import InputRecord, Source
 from schemas.requests import RequestFormat, decode_request
 from schemas.results import Result
 from stages.encode import Encoded, PackInProgress
+from stages.errors import StageError
 from stages.microbatcher import cut
 
 # Texts that are taken together: enough for every instance to have several batches.
@@ -109,6 +110,12 @@ class Ensemble:
         self.close()
 
     def _answer_block(self, block: Sequence[InputRecord]) -> list[Result | Refused]:
+        try:
+            return self._answers(block)
+        except StageError as err:  # not one text's fault
+            raise WorkerFailure(str(err)) from err
+
+    def _answers(self, block: Sequence[InputRecord]) -> list[Result | Refused]:
         [(pack, rejected)] = self._tokenize([block])
         answers: dict[int, Result | Refused] = {
             each.record.source.offset: _refused(self._id(each.record), each.record.source, each.error)
@@ -119,7 +126,11 @@ class Ensemble:
             for text, error in lost:
                 answers[text.offset] = _refused(text.id, source_of(pack, text), error)
             if encodings is not None:
-                answers.update((result.source.offset, result) for result in self._postprocess(encodings))
+                for text, answer in zip(encodings.texts, self._postprocess(encodings), strict=True):
+                    if isinstance(answer, BadRecord):
+                        answers[text.offset] = _refused(text.id, source_of(pack, text), answer)
+                    else:
+                        answers[text.offset] = answer
         assert len(answers) == len(block), "one answer a record"
         return [answers[record.source.offset] for record in block]
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from schemas.packs import EncodingPack, TokenPack
-from schemas.records import InputRecord, OutputRecord
+from schemas.errors import BadRecord
+from schemas.packs import EncodingPack, PackedText, TokenPack
+from schemas.records import InputRecord, OutputRecord, Source
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Unit:
     """Consecutive records of one partition, on their way through a worker's steps.
 
-    Each step reads what the step before it left (`records`, `tokens`, `encodings`); the last fills `outputs`.
+    Each step reads what the step before it left (`records`, `tokens`, `encodings`); the last fills `outputs`. `lost`
+    are texts that a step gave up, whose dead letters are still to be made.
     `texts` is how many requests it stands for, `tokens_in_flight` what it counts against the bound, `read_ms` when
     it was read, `queued_ms` when the step that has it got it.
     """
@@ -31,6 +33,7 @@ class Unit:
     queued_ms: float = 0.0
     tokens: TokenPack | None = None
     encodings: EncodingPack | None = None
+    lost: list[tuple[Source, PackedText, BadRecord]] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
     finished: bool = False
     undelivered: int = 0

@@ -3,7 +3,8 @@
     submit(unit) -> [queue] -> the step's threads -> next(unit)
 
 Fused, three steps follow one another in one process; spread, a worker has one. A unit whose records are all dead
-letters goes through with nothing but outputs.
+letters goes through with nothing but outputs. A dead letter's original may have to be read from a broker that takes its
+time: a unit that lost a text waits for that on a thread beside the step's own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from schemas.errors import BadRecord
 from schemas.packs import source_of
 from schemas.records import OutputRecord
 from schemas.results import encode_result
+from stages.blame import answer_apart
 from stages.encode import EncodeStage, PackInProgress
 from stages.microbatcher import MicroBatch, MicroBatcher
 from stages.postprocess import PostprocessStage
@@ -100,6 +102,40 @@ class _UnitThread:
         return units
 
 
+class _Losses:
+    """Makes the dead letters of a unit's lost texts, on a thread of its own, and only then hands the unit on."""
+
+    def __init__(
+        self, stage: str, dead_letters: DeadLetters, *, then: Next, on_failure: OnFailure, threads: int
+    ) -> None:
+        self._dead_letters = dead_letters
+        self._then = then
+        self._thread = _UnitThread(
+            f"{stage}-dead-letters", self._make, at_most=1, on_failure=on_failure, threads=min(1, threads)
+        )
+
+    def pass_on(self, unit: Unit) -> None:
+        """At once where nothing of it is lost."""
+        if unit.lost:
+            self._thread.submit(unit)
+        else:
+            self._then(unit)
+
+    def turn(self) -> bool:
+        return self._thread.turn()
+
+    def close(self, deadline: Deadline) -> None:
+        self._thread.close(deadline)
+
+    def _make(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            unit.outputs.extend(
+                self._dead_letters.of_text(source, text, error, unit.records) for source, text, error in unit.lost
+            )
+            unit.lost = []
+            self._then(unit)
+
+
 class TokenizeStep:
     """Request records to token packs, as many units in a call of the tokenizer as are waiting."""
 
@@ -172,7 +208,7 @@ class EncodeStep:
         self._stage = stage
         self._batcher = batcher
         self._then = then
-        self._dead_letters = dead_letters
+        self._losses = _Losses("encode", dead_letters, then=then, on_failure=on_failure, threads=threads)
         self._metrics = metrics
         self._changed = threading.Condition()
         self._closing = False
@@ -196,12 +232,13 @@ class EncodeStep:
             self._closing = True
             self._changed.notify_all()
         _join(self._threads, deadline)
+        self._losses.close(deadline)
 
     def turn(self) -> bool:
         with self._changed:
-            if not self._batcher.due(self._clock_ms()):
-                return False
-            batch = self._take()
+            batch = self._take() if self._batcher.due(self._clock_ms()) else None
+        if batch is None:
+            return self._losses.turn()
         self._encode(batch.items, batch.waited_ms)
         return True
 
@@ -247,10 +284,8 @@ class EncodeStep:
 
     def _finish(self, unit: Unit, pack: PackInProgress) -> None:
         unit.encodings, lost = pack.encodings()
-        for text, error in lost:
-            source = source_of(pack.pack, text)
-            unit.outputs.append(self._dead_letters.of_text(source, text, error, unit.records))
-        self._then(unit)
+        unit.lost = [(source_of(pack.pack, text), text, error) for text, error in lost]
+        self._losses.pass_on(unit)
 
 
 class PostprocessStep:
@@ -269,8 +304,7 @@ class PostprocessStep:
     ) -> None:
         self._stage = stage
         self._results_topic = results_topic
-        self._then = then
-        self._dead_letters = dead_letters
+        self._losses = _Losses("postprocess", dead_letters, then=then, on_failure=on_failure, threads=threads)
         self._metrics = metrics
         self._thread = _UnitThread("postprocess", self._take, at_most=1, on_failure=on_failure, threads=threads)
 
@@ -278,33 +312,39 @@ class PostprocessStep:
         self._thread.submit(unit)
 
     def turn(self) -> bool:
-        return self._thread.turn()
+        return self._thread.turn() or self._losses.turn()
 
     def close(self, deadline: Deadline) -> None:
         self._thread.close(deadline)
+        self._losses.close(deadline)
 
     def _take(self, units: Sequence[Unit]) -> None:
         for unit in units:
             if unit.encodings is not None:
                 self._postprocess(unit, now_ms())
-            self._then(unit)
+            self._losses.pass_on(unit)
 
     def _postprocess(self, unit: Unit, started_ms: float) -> None:
         pack = unit.encodings
         assert pack is not None, "only units with encodings come here"
-        try:
-            results = self._stage(pack)
-        except BadRecord as err:
-            unit.outputs.extend(
-                self._dead_letters.of_text(source_of(pack, text), text, err, unit.records) for text in pack.texts
-            )
-            return
+        answers = self._stage(pack)
         computed_ms = now_ms()
-        # JSON is made one result at a time: a megabyte of results never lies in memory twice.
-        unit.outputs.extend(
-            OutputRecord(self._results_topic, text.key, encode_result(result), text.headers, [result.source])
-            for text, result in zip(pack.texts, results, strict=True)
+        lost = {place: answer for place, answer in enumerate(answers) if isinstance(answer, BadRecord)}
+        results = {place: answer for place, answer in enumerate(answers) if not isinstance(answer, BadRecord)}
+        # A task of a user's own may answer what is no JSON.
+        values = answer_apart(
+            list(results.values()),
+            lambda some: [encode_result(result) for result in some],
+            harmless=lambda: encode_result(self._stage.harmless(pack)),
+            text_of=lambda result: result.id,
         )
+        for (place, result), value in zip(results.items(), values, strict=True):
+            if isinstance(value, BadRecord):
+                lost[place] = value
+                continue
+            text = pack.texts[place]
+            unit.outputs.append(OutputRecord(self._results_topic, text.key, value, text.headers, [result.source]))
+        unit.lost = [(source_of(pack, pack.texts[place]), pack.texts[place], lost[place]) for place in sorted(lost)]
         self._metrics.stage_done(
             texts=len(results),
             queue_ms=started_ms - unit.queued_ms,

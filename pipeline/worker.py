@@ -26,6 +26,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from engines.errors import EngineError
 from pipeline import clients
 from pipeline.assignment import Assignment
 from pipeline.clock import now_ms
@@ -39,6 +40,7 @@ from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, OutputRecord
+from stages.errors import StageError
 
 OnError = Callable[[KafkaError], None]
 OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
@@ -129,7 +131,7 @@ class Worker:
     def not_ready(self) -> str | None:
         """Why this worker takes no work at the moment; None where it does."""
         if self._failure is not None:
-            return f"failed: {self._failure}"
+            return f"failed: {_told(self._failure)}"
         if self._broker_error is not None:
             return f"the broker is away: {self._broker_error}"
         if not self._open:
@@ -195,7 +197,7 @@ class Worker:
             log.warning("the broker does not answer: left without a good-bye")
         self._delivery.close(deadline)
         if self._failure is not None:
-            raise WorkerFailure(str(self._failure)) from self._failure
+            raise WorkerFailure(_told(self._failure)) from self._failure
         if left := self._left or self._assignment.records_in_flight:
             raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: they will be read again")
 
@@ -331,6 +333,12 @@ class Worker:
         if error.code() in _AWAY and self._broker_error is None:
             self._broker_error = error.str()
             log.warning("the broker is away: %s", error.str())
+
+
+def _told(failure: BaseException) -> str:
+    """One line; what nobody foresaw by its type too, since a MemoryError, say, has nothing else to say."""
+    foreseen = isinstance(failure, (WorkerFailure, EngineError, StageError))
+    return str(failure) if foreseen else f"{type(failure).__name__}: {failure}".removesuffix(": ")
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

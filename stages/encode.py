@@ -1,25 +1,35 @@
 """Encode: windows of token ids in, the engines' numbers out, each window on its own.
 
-A batch that an engine refuses is tried in halves until the culprit stands alone, so that one window never costs its
-neighbours their answer: at most 2 ceil(log2 N) more runs a culprit, and twice that where windows longer than a row are
-among the N, which lie in rows of their own. Of a batch with numbers that are not finite only the windows that got them
-are tried again: a NaN spreads in its row, since zero times NaN is NaN. Where all of them fail, a window that can't be
-at fault is tried: if that one fails too, it is the engine, and nobody's text is blamed for it.
+A batch that an engine fails on, whatever it raises, is tried in halves until the culprit stands alone, so that one
+window never costs its neighbours their answer: 2 ceil(log2 N) + 1 runs for one culprit among N at most, and twice that
+where windows longer than a row are among the N, which lie in rows of their own. Of a batch with numbers that are not
+finite only the windows that got them are tried again: a NaN spreads in its row, since zero times NaN is NaN. Before a
+window is blamed, one of a single token that can't be at fault is tried: if that one fails too, it is the engine, which
+may have died in between, and nobody's text is blamed for it.
+
+An engine that is busy is asked again after a while, a bounded number of times for a batch and all its halves. A window
+that it is still busy for then is asked for once more when the harmless one has been answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineBusy, EngineError
 from engines.rows import Engine
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, PackedText, TokenPack, encoding_pack, token_pack
+from stages.blame import stage_failed, told
 from stages.packing import RowGroup, pack_rows
+
+# Between asking a busy engine again. Together 3 s: what holds a device that others use too is a batch of theirs, tens
+# of milliseconds, or a model being loaded, seconds; a poll loop counts as stuck after 30 s.
+_BUSY_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +45,37 @@ class Encoded:
     padded_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One call of the stage: what is asked and what has come of it. `busy` are those that failed for a busy engine."""
+
+    windows: Sequence[NDArray[np.int32]]
+    outputs: dict[str, NDArray[np.float32]]
+    failed: dict[int, BadRecord]
+    waits_s: Iterator[float]
+    busy: list[int]
+
+
 class EncodeStage:
     """Every engine reads the same packed rows; together they give each window its outputs.
 
     `max_length` is the most tokens that all of the models read: attention costs memory by its square, so a longer
-    window (there is none unless a pack was forged) fails before an engine sees it.
+    window (there is none unless a pack was forged) fails before an engine sees it. `sleep` is how a busy engine is
+    waited for.
     """
 
-    def __init__(self, engines: Sequence[Engine], *, row_length: int, max_length: int) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        row_length: int,
+        max_length: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._engines = tuple(engines)
         self._row_length = row_length
         self._max_length = max_length
+        self._sleep = sleep
         self._widths = {name: width for engine in engines for name, width in engine.widths.items()}
 
     def pack(self, windows: Sequence[NDArray[np.int32]]) -> list[RowGroup]:
@@ -62,57 +92,88 @@ class EncodeStage:
         failed = {
             index: self._too_long(window) for index, window in enumerate(windows) if len(window) > self._max_length
         }
+        too_long = len(failed)
+        batch = _Batch(windows, outputs, failed, iter(_BUSY_WAITS_S), [])
         tokens = padded_tokens = 0
         groups = self.pack(windows) if groups is None else groups
         for group in groups:
             tokens += group.rows.tokens
             padded_tokens += group.rows.padded_tokens
-            self._run(group, windows, outputs, failed)
-        computed = sum(len(group.windows) for group in groups)
-        if computed and len(failed) == len(windows):
-            self.try_engines()
+            self._run(group, batch)
+        if len(failed) > too_long:
+            self._try_engines(batch.waits_s)
+            self._run_busy_again(batch)
         return Encoded(outputs, failed, tokens, padded_tokens)
-
-    def try_engines(self) -> None:
-        """Compute one window of one token. Raises EngineError where an engine can't even do that."""
-        [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
-        for name, rows in self._compute(group).items():
-            if not np.isfinite(rows).all():
-                raise EngineError(f"{name} is not finite, whatever the text: are the model's weights sound?")
 
     def close(self) -> None:
         """Close every engine."""
         for engine in self._engines:
             engine.close()
 
-    def _run(
-        self,
-        group: RowGroup,
-        windows: Sequence[NDArray[np.int32]],
-        outputs: dict[str, NDArray[np.float32]],
-        failed: dict[int, BadRecord],
-    ) -> None:
+    def _try_engines(self, waits_s: Iterator[float]) -> None:
+        """Compute one window of one token. Raises EngineError where an engine can't even do that."""
+        [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
         try:
-            computed = self._compute(group)
+            answers = self._ask(group, waits_s)
+        except (EngineError, MemoryError):
+            raise
+        except Exception as err:
+            raise EngineError(f"fails whatever the text: {told(err)}") from err
+        for name, rows in self._checked(answers, group).items():
+            if not np.isfinite(rows).all():
+                raise EngineError(f"{name} is not finite, whatever the text: are the model's weights sound?")
+
+    def _run(self, group: RowGroup, batch: _Batch) -> None:
+        try:
+            answers = self._ask(group, batch.waits_s)
+        except MemoryError:
+            raise
         except EngineError as err:
-            suspects, why = group.windows, str(err)
+            suspects, error = group.windows, BadRecord(Reason.ENGINE_FAILED, str(err))
+            if isinstance(err, EngineBusy) and len(suspects) == 1:
+                batch.busy.extend(suspects)
+        except Exception as err:  # noqa: BLE001 - an engine of a user's own raises anything
+            suspects, error = group.windows, stage_failed(err)
         else:
+            computed = self._checked(answers, group)
             finite = {name: np.isfinite(rows).all(axis=1) for name, rows in computed.items()}
             sound = np.logical_and.reduce(list(finite.values()))
             for name, rows in computed.items():
-                outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
+                batch.outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
             suspects = [window for window, is_sound in zip(group.windows, sound, strict=True) if not is_sound]
-            why = f"{', '.join(name for name, each in finite.items() if not each.all())} is not finite"
+            names = ", ".join(name for name, each in finite.items() if not each.all())
+            error = BadRecord(Reason.ENGINE_FAILED, f"{names} is not finite")
         if len(group.windows) == 1:
-            failed.update((suspect, BadRecord(Reason.ENGINE_FAILED, why)) for suspect in suspects)
+            batch.failed.update((suspect, error) for suspect in suspects)
             return
         middle = len(suspects) // 2
         for half in (suspects[:middle], suspects[middle:]):
-            for smaller in self._pack_some(windows, half):
-                self._run(smaller, windows, outputs, failed)
+            for smaller in self._pack_some(batch.windows, half):
+                self._run(smaller, batch)
 
-    def _compute(self, group: RowGroup) -> dict[str, NDArray[np.float32]]:
-        computed = {name: rows for engine in self._engines for name, rows in engine.run(group.rows).items()}
+    def _run_busy_again(self, batch: _Batch) -> None:
+        for index in [*batch.busy]:
+            del batch.failed[index]
+            for group in self._pack_some(batch.windows, [index]):
+                self._run(group, batch)
+
+    def _ask(self, group: RowGroup, waits_s: Iterator[float]) -> list[Mapping[str, NDArray[np.float32]]]:
+        """Every engine's answer, busy ones waited for as long as there are waits."""
+        answers: list[Mapping[str, NDArray[np.float32]]] = []
+        while len(answers) < len(self._engines):
+            try:
+                answers.append(self._engines[len(answers)].run(group.rows))
+            except EngineBusy:
+                wait_s = next(waits_s, None)
+                if wait_s is None:
+                    raise
+                self._sleep(wait_s)
+        return answers
+
+    def _checked(
+        self, answers: Sequence[Mapping[str, NDArray[np.float32]]], group: RowGroup
+    ) -> dict[str, NDArray[np.float32]]:
+        computed = {name: rows for answer in answers for name, rows in answer.items()}
         for name, rows in computed.items():
             assert rows.shape == (len(group.rows.row), self._widths[name]), "an engine answers each window once"
         return computed

@@ -21,12 +21,16 @@ from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
 from schemas.records import InputRecord
 from schemas.requests import Request, RequestFormat, decode_request
+from stages.blame import answer_apart
 from stages.errors import TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LongTexts = Literal["stride", "truncate", "reject"]
+
+# What a tokenizer that fails on a text is tried with, to tell it from one that fails on all.
+_HARMLESS = "a"
 
 # Rust keeps 200 to 400 bytes a token until a call returns: 430 MB for a megabyte of one-letter words, 3 GB for sixteen.
 # The 1,024 sentences that a worker tokenizes at once (180,000 characters) still go in one call.
@@ -122,7 +126,7 @@ class TokenizeStage:
         """One pack a group, None where none of the group's records can be answered; both in the records' order.
 
         Each group comes from one partition. All groups go to the tokenizer together: it is the larger batch
-        that keeps its threads busy.
+        that keeps its threads busy. Raises StageError where the tokenizer fails whatever the text.
         """
         requests: list[list[tuple[InputRecord, Request]]] = []
         rejected: list[list[Rejected]] = []
@@ -130,7 +134,10 @@ class TokenizeStage:
             good, bad = self._decode(group)
             requests.append(good)
             rejected.append(bad)
-        tokenized = iter(self._tokenizer([request.text for good in requests for _, request in good]))
+        texts = [request.text for good in requests for _, request in good]
+        tokenized = iter(
+            answer_apart(texts, self._tokenizer, harmless=lambda: self._tokenizer([_HARMLESS]), text_of=str)
+        )
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
         for good, bad in zip(requests, rejected, strict=True):
             packs.append((_pack(good, [next(tokenized) for _ in good], bad), bad))

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineBusy, EngineError
 from engines.rows import PackedRows
 from pipeline.dead_letters import DeadLetters
 from pipeline.emitter import Emitter
@@ -27,11 +27,13 @@ from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.transactions import TransactionLane
 from pipeline.work import intake_of, sealed
 from pipeline.worker import Worker
-from schemas.errors import BadRecord
+from schemas.errors import BadRecord, Reason
 from schemas.headers import read_cause
 from schemas.packs import decode_encoding_pack, decode_token_pack
 from schemas.records import InputRecord, Source
+from schemas.results import Output
 from stages.encode import EncodeStage
+from stages.errors import StageError
 from stages.microbatcher import MicroBatcher
 from stages.postprocess import PostprocessStage
 from stages.tasks import SentenceEmbedding
@@ -45,38 +47,82 @@ from tests.simulation.clients_in_memory import (
 
 PARTITIONS = 3
 LARGEST_RESULT = 400
-POISON = 666
+# Words that something fails on, by their token id.
+IDS = {"poison": 666, "bug": 667, "nan": 668, "unsayable": 6_000}
+# Why a request with such a word is a dead letter.
+REASONS = {
+    "poison": Reason.ENGINE_FAILED,
+    "nan": Reason.ENGINE_FAILED,
+    "bug": Reason.STAGE_FAILED,
+    "unsayable": Reason.STAGE_FAILED,
+    "untokenizable": Reason.STAGE_FAILED,
+}
 # Metrics take longer to make than a whole world.
 METRICS = WorkerMetrics("world")
 
 
 class Words:
-    """A tokenizer: a word a token, four tokens a window."""
+    """A tokenizer: a word a token, four tokens a window. It has a bug."""
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
+        if any("untokenizable" in text for text in texts):
+            raise IndexError("a bug of the tokenizer")
         return [self._windows(text) for text in texts]
 
     def _windows(self, text: str) -> TokenizedText:
-        ids = np.array([POISON if word == "poison" else len(word) for word in text.split()] or [0], np.int32)
+        ids = np.array([IDS.get(word, len(word)) for word in text.split()] or [0], np.int32)
         return TokenizedText([ids[start : start + 4] for start in range(0, len(ids), 4)], truncated=False)
 
 
 class SumEngine:
-    """A text's answer is the sum of its ids. Poison makes the batch fail."""
+    """A text's answer is the sum of its ids. Poison makes the batch fail, in three ways. At times it is busy, or breaks
+    for good."""
 
     widths: Mapping[str, int] = {"v": 1}
 
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._busy = 0
+        self._free = 0
+        self._broken = False
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        if (rows.input_ids == POISON).any():
+        self._free += 1
+        # Not again at once: what is busy whenever it is asked for one text, and never between, is busy for that text.
+        if self._free > 30 and self._faults.strikes():
+            self._busy, self._free = self._faults.random.choice([1, 3, 10]), 0
+        self._broken = self._broken or self._faults.strikes(0.1)
+        if self._broken:
+            raise RuntimeError("broken for good")
+        if self._busy:
+            self._busy -= 1
+            raise EngineBusy("for a while")
+        if (rows.input_ids == IDS["poison"]).any():
             raise EngineError("poison")
+        if (rows.input_ids == IDS["bug"]).any():
+            raise ZeroDivisionError("a bug of the engine")
         sums = [
             rows.input_ids[row][rows.segment_ids[row] == slot + 1].sum()
             for row, slot in zip(rows.row, rows.slot, strict=True)
         ]
-        return {"v": np.array(sums, np.float32)[:, np.newaxis]}
+        answers = np.array(sums, np.float32)[:, np.newaxis]
+        answers[[(rows.input_ids[row] == IDS["nan"]).any() for row in rows.row]] = np.nan
+        return {"v": answers}
 
     def close(self) -> None:
         pass
+
+
+class FragileTask:
+    """An embedding of one number, of a user's own: it has a bug."""
+
+    def __init__(self) -> None:
+        self._embedding = SentenceEmbedding(width=1, normalize=False)
+
+    def __call__(self, rows: NDArray[np.float64]) -> list[Output]:
+        if (rows > IDS["unsayable"] / 9).any():
+            raise OverflowError("a bug of the task")
+        return self._embedding(rows)
 
 
 class OriginalsInMemory(DeadLetters):
@@ -174,12 +220,13 @@ class Process:
     def _own_actors(self) -> list[Callable[[], object]]:
         delivery = self.worker._delivery
         turns = delivery._lanes if isinstance(delivery, ExactlyOnce) else [cast(Emitter, delivery)]
-        return [*(partial(self._guarded, each.turn) for each in turns), *(step.turn for step in self.steps)]
+        own: list[Callable[[], object]] = [partial(each.turn, 0.0) for each in turns]
+        return [partial(self._guarded, turn) for turn in [*own, *(step.turn for step in self.steps)]]
 
-    def _guarded(self, turn: Callable[[float], object]) -> None:
+    def _guarded(self, turn: Callable[[], object]) -> None:
         try:
-            turn(0.0)
-        except WorkerFailure as err:
+            turn()
+        except (WorkerFailure, EngineError, StageError) as err:
             self.worker.fail(err)
 
     def _sleep(self, seconds: float) -> None:
@@ -241,14 +288,18 @@ class Process:
         if stage == "encode":
             batcher: Any = MicroBatcher(max_batch_size=4, max_batch_tokens=16, max_queue_delay_ms=0, knee_tokens=0)
             return EncodeStep(
-                EncodeStage([SumEngine()], row_length=8, max_length=8),
+                EncodeStage(
+                    [SumEngine(self._broker.faults)],
+                    row_length=8,
+                    max_length=8,
+                    sleep=lambda seconds: self._broker.advance(seconds * 1e3),
+                ),
                 batcher,
                 clock_ms=lambda: self._broker.now_ms,
                 **shared,
             )
-        task = SentenceEmbedding(width=1, normalize=False)
         return PostprocessStep(
-            PostprocessStage({"v": task}), results_topic=self._world.settings.topic_names.results, **shared
+            PostprocessStage({"v": FragileTask()}), results_topic=self._world.settings.topic_names.results, **shared
         )
 
 
@@ -340,9 +391,9 @@ class World:
         value = json.dumps({"text": text, "id": f"id{number}"}).encode()
         if kind < 0.05:
             value = b"{not json"
-        elif kind < 0.1:
-            value = json.dumps({"text": "a poison b", "id": f"id{number}"}).encode()
-        elif kind < 0.13:
+        elif kind < 0.15:
+            value = json.dumps({"text": f"a {self.random.choice([*REASONS])} b", "id": f"id{number}"}).encode()
+        elif kind < 0.18:
             value = json.dumps({"text": text, "id": "x" * LARGEST_RESULT}).encode()
         place = (self.settings.topic_names.requests, self.random.randrange(PARTITIONS))
         self.broker.append(place, b"key", value, [("h", b"v")], "committed")
@@ -416,6 +467,13 @@ class World:
                 body = json.loads(request.value or b"")
                 assert (result["id"], entry.key, entry.headers) == (body["id"], b"key", [("h", b"v")])
                 assert result["outputs"]["v"] == pytest.approx([expected(body["text"])])
+        for partition, _, entry in self.broker.committed_records(names.dead_letters):
+            cause = read_cause(entry.headers)
+            assert cause is not None
+            assert cause.offset is not None
+            original = self.broker.log((names.requests, partition))[cause.offset]
+            assert (entry.key, entry.value) == (original.key, original.value)
+            assert cause.reason == guilt(original.value or b""), f"{original.value!r} is blamed: {cause}"
         if self.settings.delivery == "exactly_once":
             intermediate = [] if self.fused else [names.tokens, names.encodings]
             for topics in ([names.results, names.dead_letters], *([topic] for topic in intermediate)):
@@ -440,6 +498,16 @@ def _requests_of(kind: str, value: bytes | None, headers: tuple[tuple[str, bytes
     assert cause is not None
     assert cause.offset is not None
     return [cause.offset]
+
+
+def guilt(value: bytes) -> Reason | None:
+    """Why a request becomes a dead letter; None for one that must be answered."""
+    if value == b"{not json":
+        return Reason.NOT_JSON
+    body = json.loads(value)
+    if len(body["id"]) >= LARGEST_RESULT:
+        return Reason.RESULT_TOO_LARGE
+    return next((reason for word, reason in REASONS.items() if word in body["text"].split()), None)
 
 
 def expected(text: str) -> float:
