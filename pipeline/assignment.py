@@ -17,12 +17,14 @@ log = logging.getLogger("penstock.assignment")
 
 # How often a shutdown or a rebalance looks whether everything has arrived.
 _LOOK_S = 0.005
+# A worker that is merely busy makes room in milliseconds. While it does not poll, a rebalance waits for it.
+_PAUSE_AFTER_MS = 1_000.0
 
 
 class Assignment:
     """One topic's partitions in one worker. Belongs to the thread that polls.
 
-    Above `max_in_flight_tokens` all partitions are paused, below half of it resumed.
+    Above `max_in_flight_tokens` nothing is read; where that lasts all partitions are paused, below half of it resumed.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Assignment:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.paused = False
+        self._full_since_ms: float | None = None
         self._delivery = delivery
         self._sleep = sleep
         self._topic = topic
@@ -71,18 +74,29 @@ class Assignment:
                 self._delivery.release([line])
                 self._metrics.forget(self._topic, partition)
 
-    def pause_or_resume(self, consumer: Consumer) -> None:
-        """Keep the bound on tokens in flight."""
+    def has_room(self, consumer: Consumer, now_ms: float) -> bool:
+        """Keep the bound on tokens in flight: whether to poll now.
+
+        Above the bound reading waits a moment without a poll, since a pause throws away what the client has prefetched.
+        What lasts longer is a pause, with polls that bring no records, so that the group sees a living member.
+        """
         tokens = sum(line.tokens_in_flight for line in self._lines.values())
         self._metrics.in_flight(tokens)
-        if not self.paused and tokens > self._max_in_flight_tokens:
-            consumer.pause(self._places())
-        elif self.paused and tokens < self._max_in_flight_tokens // 2:
-            consumer.resume(self._places())
-        else:
-            return
-        self.paused = not self.paused
-        self._metrics.paused(self.paused)
+        if self.paused:
+            if tokens < self._max_in_flight_tokens // 2:
+                consumer.resume(self._places())
+                self._set_paused(False)
+            return True
+        if tokens <= self._max_in_flight_tokens:
+            self._full_since_ms = None
+            return True
+        if self._full_since_ms is None:
+            self._full_since_ms = now_ms
+        if now_ms - self._full_since_ms < _PAUSE_AFTER_MS:
+            return False
+        consumer.pause(self._places())
+        self._set_paused(True)
+        return True
 
     def commit(self, consumer: Consumer, *, wait: bool, partitions: Sequence[int] | None = None) -> None:
         """Commit what has arrived, of all partitions or of some, unless the delivery does. A failure is logged: what is
@@ -143,6 +157,11 @@ class Assignment:
         for partition, line in self._lines.items():
             _, end = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
             self._metrics.lag(self._topic, partition, end, line.watermark, line.in_flight)
+
+    def _set_paused(self, paused: bool) -> None:
+        self.paused = paused
+        self._full_since_ms = None
+        self._metrics.paused(paused)
 
     def _places(self) -> list[TopicPartition]:
         return [TopicPartition(self._topic, partition) for partition in self._lines]

@@ -51,6 +51,8 @@ log = logging.getLogger("penstock.worker")
 _POLL_S = 0.05
 # Records taken in one go: a few packs a partition.
 _CONSUME_RECORDS = 512
+# How soon a worker that is full sees that it has room again.
+_FULL_LOOK_S = 0.002
 # A poll loop that has not come round for this long is stuck.
 _STUCK_MS = 30_000.0
 # Committing and leaving the group, where draining has used up its budget.
@@ -165,10 +167,12 @@ class Worker:
         self._polled_ms = self._clock_ms()
         self._membership = self._consumer.consumer_group_metadata()  # 12 us
         self._joined = self._joined or bool(self._consumer.memberid())
-        for unit in self._read():
-            unit.line.begin(unit)
-            submit(unit)
-        self._assignment.pause_or_resume(self._consumer)
+        if self._assignment.has_room(self._consumer, self._clock_ms()):
+            for unit in self._read():
+                unit.line.begin(unit)
+                submit(unit)
+        else:
+            self._sleep(_FULL_LOOK_S)
         if self._clock_ms() >= self._commit_due_ms:
             self._assignment.commit(self._consumer, wait=False)
             self._assignment.observe_lag(self._consumer)
