@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, ShareConsumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import UserError
@@ -96,6 +96,23 @@ def consumer(
     config = defaults | dict(settings) | owned
     with _user_errors():
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
+
+
+def share_consumer(
+    settings: ClientSettings,
+    *,
+    group: str,
+    client_id: str,
+    max_poll_records: int,
+    on_error: Callable[[KafkaError], None],
+) -> ShareConsumer:
+    """A member of the share group `group`, which accepts or releases each record. Raises UserError likewise: it refuses
+    what is only for consumers of partitions, so `settings` are those of any client."""
+    owned = {"group.id": group, "client.id": client_id, "share.acknowledgement.mode": "explicit"}
+    # More come only where a batch of the topic holds more.
+    config = _EVERY_CLIENT | dict(settings) | owned | {"max.poll.records": max_poll_records}
+    with _user_errors():
+        return ShareConsumer(config | {"logger": log, "error_cb": on_error})
 
 
 def reader(settings: ClientSettings, *, client_id: str, tell_ends: bool = False) -> Consumer:

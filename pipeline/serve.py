@@ -24,6 +24,7 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
 from pipeline.reach import require_no_packs, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
+from pipeline.share_group import prepare_share_group, require_share_group
 from pipeline.supervisor import RESTARTS
 from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
 from pipeline.work import WorkerState, work
@@ -57,7 +58,7 @@ def serve(
         name = instance.name or "a new member"
         log.info("%s of %s as %s: http on %s:%d", role, settings.name, name, http.host, http.port)
         try:
-            _await_topics(settings, fused=role == "fused", state=state)
+            _await_topics(settings, role, state=state)
             if not state.stop.is_set():
                 work(settings, stages, metrics, state, instance=instance)
         finally:
@@ -86,8 +87,10 @@ def _open_http(
         return listen(0)
 
 
-def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState) -> None:
-    """Wait for a broker, however long it takes. Raises UserError where its topics are not what the stages need."""
+def _await_topics(settings: EnsembleSettings, role: Role, *, state: WorkerState) -> None:
+    """Wait for a broker, however long it takes. Raises UserError where its topics, or what else it has, are not what
+    the stages need."""
+    fused = role == "fused"
     admin = clients.admin(settings.kafka.client_settings())
     wanted = wanted_topics(settings, fused=fused)
     state.waiting_for = f"no broker answers at {settings.kafka.bootstrap_servers}"
@@ -97,6 +100,9 @@ def _await_topics(settings: EnsembleSettings, *, fused: bool, state: WorkerState
             broker_metadata(admin, timeout_s=_BROKER_LOOK_S)
             require_topics(admin, wanted)
             require_transactions(settings, admin)
+            require_share_group(settings, admin, fused=fused)
+            if role == "encode" and settings.encode_order == "none":
+                prepare_share_group(settings, admin)
             if fused:
                 require_no_packs(settings, admin)
         except TopicError as err:

@@ -23,6 +23,7 @@ from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
 from pipeline.model_settings import ModelSettings, TokenizerSettings
 from pipeline.names import MAX_NAME_CHARACTERS, Name, TopicName
+from pipeline.share_settings import EncodeOrder, ShareGroupSettings
 from schemas.headers import HeaderStyle
 from schemas.requests import RequestFormat
 
@@ -148,6 +149,14 @@ class EnsembleSettings(WholeFile):
 
     transactions: TransactionSettings = TransactionSettings()
 
+    encode_order: EncodeOrder = "partition"
+    """`partition`: encode keeps the order of each partition, and no more encode workers than partitions have work.
+    `none`, an experiment: any number of encode workers share all packs (a share group, KIP-932). Given up are order, so
+    that results of one key may overtake each other, and `exactly_once`. It needs Apache Kafka 4.2 or newer: the
+    embedded broker has no share groups. Changing it begins a new group, which answers all packs that are kept anew."""
+
+    share_group: ShareGroupSettings = ShareGroupSettings()
+
     drain_timeout_ms: int = Field(default=20_000, ge=0, le=240_000)
     """How long a worker that stops, or loses a partition, finishes what it has read. Under the 30 s between SIGTERM
     and SIGKILL, and under max.poll.interval.ms (300 s)."""
@@ -172,6 +181,9 @@ class EnsembleSettings(WholeFile):
             if (other := topics.setdefault(topic.replace(".", "_"), option)) != option:
                 message = f"{shown(topic)} is also the topic of {other}; allowed: a topic of its own"
                 wrong.add("topics", option, message=message)
+        if self.encode_order == "none" and self.delivery == "exactly_once":
+            message = "'none' is not allowed with delivery: exactly_once (share groups have no transactions)"
+            wrong.add("encode_order", message=f"{message}; allowed: partition")
         wrong.raise_if_any()
         return self
 
@@ -198,6 +210,8 @@ class EnsembleSettings(WholeFile):
 
     def group_id(self, stage: Stage) -> str:
         """A stage's consumer group. A fused worker reads requests as `tokenize`, so that one may change over."""
+        if stage == "encode" and self.encode_order == "none":
+            return f"{self.name}.encode-shared"  # a group of one kind can't become one of the other
         return f"{self.name}.{stage}"
 
     def http_port(self, stage: Stage) -> int:

@@ -15,6 +15,7 @@ from pipeline import broker
 from pipeline.exit_codes import EXIT_FAILED
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings
+from pipeline.share_group import require_share_group
 from pipeline.supervisor import Supervisor
 from pipeline.topics import MAKE_MISSING, WantedTopic, broker_metadata, compare_topics, create_topics, wanted_topics
 
@@ -86,7 +87,9 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = 
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     for line in settings.log_lines():
         log.info("%s", line)
-    require_transactions(settings, reach_broker(settings.kafka))
+    admin = reach_broker(settings.kafka)
+    require_transactions(settings, admin)
+    require_share_group(settings, admin, fused=fused)
     for topic in make_topics(settings, fused=fused):
         log.info("made topic %s", topic)
     module = ["pipeline.cli", "--log-level", log_level]

@@ -27,6 +27,9 @@ from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
 from pipeline.settings import EnsembleSettings, Stage
+from pipeline.share_group import ONE_PACK_A_BATCH
+from pipeline.share_work import share_worker
+from pipeline.share_worker import ShareWorker
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.transactions import TransactionLane
 from pipeline.worker import OnCommit, OnError, Worker
@@ -44,7 +47,7 @@ class WorkerState:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.waiting_for = "loading"
-        self.worker: Worker | None = None
+        self.worker: Worker | ShareWorker | None = None
 
     def live(self) -> bool:
         return self.worker is None or self.worker.live()
@@ -97,19 +100,26 @@ def work(
 
     # Loading takes seconds; the group is joined when there is something to work with.
     makers = {stage: _MAKERS[stage](settings) for stage in stages}
-    worker = Worker(
-        topic=topic,
-        connect=connect,
-        deliver=lambda worker: deliver(
-            settings, worker, topic=topic, group=group, client_id=client_id, metrics=own_metrics
-        ),
-        intake=intake_of(settings, stages[0], dead_letters[stages[0]]),
-        dead_letters=dead_letters[stages[-1]],
-        metrics=own_metrics,
-        max_in_flight_tokens=settings.batching.max_in_flight_tokens,
-        commit_interval_ms=settings.commit_every_ms,
-        drain_timeout_ms=settings.drain_timeout_ms,
-    )
+    intake = intake_of(settings, stages[0], dead_letters[stages[0]])
+    worker: Worker | ShareWorker
+    if stages[0] == "encode" and settings.encode_order == "none":
+        worker = share_worker(
+            settings, intake=intake, dead_letters=dead_letters["encode"], client_id=client_id, metrics=own_metrics
+        )
+    else:
+        worker = Worker(
+            topic=topic,
+            connect=connect,
+            deliver=lambda worker: deliver(
+                settings, worker, topic=topic, group=group, client_id=client_id, metrics=own_metrics
+            ),
+            intake=intake,
+            dead_letters=dead_letters[stages[-1]],
+            metrics=own_metrics,
+            max_in_flight_tokens=settings.batching.max_in_flight_tokens,
+            commit_interval_ms=settings.commit_every_ms,
+            drain_timeout_ms=settings.drain_timeout_ms,
+        )
     then = sealed(stages[-1], settings, worker.finish)
     steps: list[Step] = []
     for stage in reversed(stages):
@@ -131,7 +141,9 @@ def deliver(
     settings: EnsembleSettings, worker: Worker, *, topic: str, group: str, client_id: str, metrics: StageMetrics
 ) -> Delivery:
     """What delivers a worker's units, by the ensemble's promise."""
-    kafka = settings.kafka.producer_settings()
+    kafka: clients.ClientSettings = settings.kafka.producer_settings()
+    if settings.encode_order == "none" and topic == settings.topic_names.requests:
+        kafka = {**kafka, **ONE_PACK_A_BATCH}
     if settings.delivery == "at_least_once":
         return Emitter(
             clients.producer(kafka, client_id=client_id, on_error=worker.on_error),

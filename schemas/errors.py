@@ -23,6 +23,7 @@ class Reason(StrEnum):
     ENGINE_FAILED = "engine_failed"
     STAGE_FAILED = "stage_failed"
     RESULT_TOO_LARGE = "result_too_large"
+    RETURNED_TOO_OFTEN = "returned_too_often"
 
 
 class BadRecord(Exception):
