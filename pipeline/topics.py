@@ -8,6 +8,7 @@ The embedded broker has no admin API: its topics are made by `pipeline.broker.cr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are ex
     TopicMetadata,
 )
 
+from pipeline.deadline import Deadline
 from pipeline.errors import UserError
 from pipeline.settings import EnsembleSettings
 
@@ -36,6 +38,7 @@ _CLEANUP = "cleanup.policy"
 # A broker answers in milliseconds; creating takes it up to 0.1 s a topic.
 _METADATA_TIMEOUT_S = 10.0
 _ADMIN_TIMEOUT_S = 30.0
+_AGAIN_S = 0.02
 
 
 MAKE_MISSING = "make what is missing with: penstock topics FILE --create"
@@ -140,7 +143,18 @@ def create_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[str
         NewTopic(topic.name, topic.partitions, topic.replication_factor, config=dict(topic.config)) for topic in missing
     ]
     made = admin.create_topics(requests, operation_timeout=_ADMIN_TIMEOUT_S, request_timeout=_ADMIN_TIMEOUT_S)
-    return [name for name, future in made.items() if _created(name, future)]
+    names = [name for name, future in made.items() if _created(name, future)]
+    _await_topics(admin, names)
+    return names
+
+
+def _await_topics(admin: AdminClient, names: Sequence[str]) -> None:
+    """The controller knows them before the broker that was asked does."""
+    deadline = Deadline(_ADMIN_TIMEOUT_S)
+    while not all(name in broker_metadata(admin).topics for name in names):
+        if deadline.expired:
+            raise TopicError(f"made, but not there after {_ADMIN_TIMEOUT_S:g} s: {', '.join(names)}")
+        time.sleep(_AGAIN_S)
 
 
 def _created(name: str, future: Future[None]) -> bool:

@@ -30,7 +30,14 @@ class Command(subprocess.Popen[str]):
     """The command, and what it started."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        super().__init__([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        super().__init__(
+            [*COMMAND, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Under nohup it would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
         self.family: list[psutil.Process] = []
 
     def address(self) -> str:

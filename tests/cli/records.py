@@ -80,7 +80,15 @@ class Topics:
 
     def read(self, topic: str) -> list[Message]:
         """All records that a topic has, partition by partition."""
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "reader", "enable.partition.eof": True})
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": "reader",
+                "enable.partition.eof": True,
+                # The embedded broker says that there is nothing more when this is over.
+                "fetch.wait.max.ms": 10,
+            }
+        )
         name = f"{self.ensemble}.{topic}"
         consumer.assign([TopicPartition(name, partition, OFFSET_BEGINNING) for partition in PARTITIONS])
         messages: list[Message] = []

@@ -107,6 +107,8 @@ class Broker:
         self.topics: dict[str, SimpleNamespace] = {}
         self.configs: dict[str, dict[str, str | None]] = {}
         self.refuses: dict[str, int] = {}
+        # The controller has made them, and the next answer is still without them.
+        self.made_since: list[str] = []
         self.secretive = False
 
     def add(self, name: str, partitions: int = 4, replicas: int = 1, error=None, **config) -> None:
@@ -117,9 +119,14 @@ class Broker:
         }
 
     def list_topics(self, timeout: float) -> SimpleNamespace:
-        return SimpleNamespace(topics=self.topics, brokers={1: None}, controller_id=1)
+        answer = SimpleNamespace(topics=dict(self.topics), brokers={1: None}, controller_id=1)
+        for name in self.made_since:
+            self.add(name)
+        self.made_since.clear()
+        return answer
 
     def create_topics(self, new, **timeouts: float) -> dict[str, Future]:
+        self.made_since += [topic.topic for topic in new if topic.topic not in self.refuses]
         return {topic.topic: self._answer(topic.topic, None) for topic in new}
 
     def describe_configs(self, resources, **timeouts: float) -> dict[object, Future]:
@@ -192,6 +199,7 @@ def test_a_broker_that_shows_no_configuration_is_compared_by_partitions(broker):
 def test_only_missing_topics_are_made(broker):
     del broker.topics["e.tokens"], broker.topics["e.results"]
     assert create_topics(broker, wanted_topics(ensemble())) == ["e.tokens", "e.results"]
+    assert compare(broker) == [], "they are there when it returns"
 
 
 def test_a_topic_that_somebody_else_just_made_is_no_mistake(broker):
