@@ -13,7 +13,7 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test check format docs bench lock clean
+.PHONY: help demo test check format docs bench chaos fuzz lock clean
 
 help:
 	@echo 'make demo     set up and run the demo: text in, predictions out, over an embedded Kafka broker'
@@ -22,6 +22,8 @@ help:
 	@echo 'make format   let ruff format the source and fix what it can'
 	@echo 'make docs     write docs/ensemble-file.md from the settings'
 	@echo 'make bench    list the benchmarks; BENCH=NAME runs one'
+	@echo 'make chaos    kill workers and an Apache Kafka at random, and count what became of each request'
+	@echo 'make fuzz     feed running stages mutated records'
 	@echo 'make lock     resolve the requirements anew (needs uv)'
 	@echo 'make clean    remove $(VENV) and the caches'
 	@echo
@@ -53,6 +55,14 @@ ifeq ($(BENCH),)
 else
 	@$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 endif
+
+# ARGS='--requests 200000 --kills 200 --broker-kills 20 --delivery exactly_once --seed 1 --json'
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos.chaos $(ARGS)
+
+# ARGS='--mutants 100000 --seed 1 --json'
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos.fuzz $(ARGS)
 
 # --- Setting up ---
 
