@@ -67,7 +67,7 @@ def prepare_share_group(settings: EnsembleSettings, admin: AdminClient) -> None:
     changes = _missing(admin, group, wanted)
     if changes:
         _set(admin, group, changes)
-    # The broker says yes before its own parts know of it: 0.1 s.
+    # The broker says yes some hundredths of a second before its own parts know of it.
     deadline = Deadline(_APPLY_S)
     while changes and (changes := _missing(admin, group, wanted)):
         if deadline.expired:
