@@ -48,7 +48,9 @@ from pipeline.command_options import (
     ReplayFrom,
     ReplayTo,
     Stage,
+    Standby,
     Task,
+    UpStandby,
 )
 from pipeline.dead_letter_commands import app as dead_letters_app
 from pipeline.errors import UserError
@@ -103,7 +105,13 @@ def _options(
 
 
 @command()
-def up(context: typer.Context, file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None) -> None:
+def up(
+    context: typer.Context,
+    file: EnsembleFile,
+    fused: Fused = False,
+    standby: UpStandby = False,
+    bootstrap: Bootstrap = None,
+) -> None:
     """Run all stages, and start again what dies.
 
     Each stage runs in a process of its own. Missing topics are made. Ctrl-C or SIGTERM drains: what was read is
@@ -113,7 +121,7 @@ def up(context: typer.Context, file: EnsembleFile, fused: Fused = False, bootstr
     from pipeline.up import up as run_up
 
     require_regular_file(file)
-    raise typer.Exit(run_up(_load(file, bootstrap), file, fused=fused, log_level=context.obj.value))
+    raise typer.Exit(run_up(_load(file, bootstrap), file, fused=fused, standby=standby, log_level=context.obj.value))
 
 
 @command()
@@ -123,6 +131,7 @@ def run(
     bootstrap: Bootstrap = None,
     http_port: HttpPort = None,
     instance: InstanceName = None,
+    standby: Standby = False,
 ) -> None:
     """Run one stage's worker; start more of them to scale.
 
@@ -130,7 +139,7 @@ def run(
     """
     from pipeline.serve import serve
 
-    serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance)
+    serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance, standby=standby)
 
 
 @printing_command()

@@ -63,6 +63,18 @@ InstanceName = Annotated[
         show_default=False,
     ),
 ]
+Standby = Annotated[
+    bool,
+    typer.Option(
+        "--standby", help="Load, then wait until the worker of this name on this machine is gone: a takeover."
+    ),
+]
+UpStandby = Annotated[
+    bool,
+    typer.Option(
+        "--standby", help="A second process of each stage, loaded and waiting: it takes over from a dead one."
+    ),
+]
 BrokerTopics = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME:PARTITIONS", help="Make this topic at the start; may be repeated."),

@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -21,6 +23,8 @@ log = logging.getLogger("penstock.instance")
 
 # More workers of one stage on one machine than anyone runs.
 _MOST_PLACES = 1024
+# How soon a standby sees that the one before it is gone.
+_LOOK_S = 0.02
 # Kafka's rule for an instance's name, which is that of topics.
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,100}")
 
@@ -51,11 +55,10 @@ def claim_instance(group: str, *, wanted: str | None = None, folder: Path | None
         raise UserError(
             f"--instance: {wanted!r} is not allowed; allowed: letters, digits, '.', '_' and '-', at most 100"
         )
-    folder = folder or Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
-    host = re.sub(r"[^a-zA-Z0-9._-]", "-", socket.gethostname())[:80] or "host"
+    folder = folder or _folder()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        for name in [wanted] if wanted is not None else (f"{host}-{place}" for place in range(_MOST_PLACES)):
+        for name in [wanted] if wanted is not None else (f"{host_name()}-{place}" for place in range(_MOST_PLACES)):
             try:
                 return Instance(name, FileLock(folder / f"{group}.{name}.lock"))
             except FileLocked as err:
@@ -67,3 +70,31 @@ def claim_instance(group: str, *, wanted: str | None = None, folder: Path | None
         log.warning("no place for locks, so that a restart waits for the session to end: %s", err)
         return Instance(wanted)
     return Instance(None)
+
+
+def await_instance(
+    group: str, name: str, stopped: Callable[[], bool], *, folder: Path | None = None
+) -> Instance | None:
+    """The name as soon as nobody on this machine holds it any more; None once `stopped`.
+
+    Raises UserError: where there is no place for locks nobody can tell who holds it.
+    """
+    folder = folder or _folder()
+    while not stopped():
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            return Instance(name, FileLock(folder / f"{group}.{name}.lock"))
+        except FileLocked:
+            time.sleep(_LOOK_S)
+        except OSError as err:
+            raise UserError(f"{folder}: no place for the lock that --standby waits for: {err.strerror}") from err
+    return None
+
+
+def host_name() -> str:
+    """This machine's, as far as Kafka takes it."""
+    return re.sub(r"[^a-zA-Z0-9._-]", "-", socket.gethostname())[:80] or "host"
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"

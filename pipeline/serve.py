@@ -19,7 +19,7 @@ from typing import Literal
 
 from pipeline import clients
 from pipeline.http import HealthServer, PortTaken
-from pipeline.instance import claim_instance
+from pipeline.instance import await_instance, claim_instance, host_name
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
 from pipeline.reach import require_no_packs, require_transactions
@@ -27,7 +27,7 @@ from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.share_group import prepare_share_group, require_share_group
 from pipeline.supervisor import RESTARTS
 from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
-from pipeline.work import WorkerState, work
+from pipeline.work import Makers, WorkerState, load_stages, work
 
 log = logging.getLogger("penstock.serve")
 
@@ -42,25 +42,38 @@ _PARENT_LOOK_S = 1.0
 
 
 def serve(
-    settings: EnsembleSettings, role: Role, *, http_port: int | None = None, instance_name: str | None = None
+    settings: EnsembleSettings,
+    role: Role,
+    *,
+    http_port: int | None = None,
+    instance_name: str | None = None,
+    standby: bool = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT, then drain. `instance_name` is its own in the group, in place of the first
-    that is free on this machine.
+    that is free on this machine. A `standby` loads, then waits until the name is free.
 
     Raises UserError where a person must act (topics, models, settings), WorkerFailure where a fresh start may help.
     """
     stages: Sequence[Stage] = STAGES if role == "fused" else (role,)
     metrics = WorkerMetrics(settings.name, restarts=int(os.environ.get(RESTARTS, "0")))
     state = WorkerState()
-    instance = claim_instance(settings.group_id(stages[0]), wanted=instance_name)
+    group = settings.group_id(stages[0])
+    makers: Makers | None = None
+    instance = None if standby else claim_instance(group, wanted=instance_name)
     with _stopped_by_signals(state.stop):
+        if instance is None:
+            makers = load_stages(settings, stages)
+            log.info("%s of %s stands by", role, settings.name)
+            instance = await_instance(group, instance_name or f"{host_name()}-0", state.stop.is_set)
+            if instance is None:
+                return
         http = _open_http(settings, stages[0], http_port, metrics, state)
         name = instance.name or "a new member"
         log.info("%s of %s as %s: http on %s:%d", role, settings.name, name, http.host, http.port)
         try:
             _await_topics(settings, role, state=state)
             if not state.stop.is_set():
-                work(settings, stages, metrics, state, instance=instance)
+                work(settings, stages, metrics, state, instance=instance, makers=makers)
         finally:
             http.close()
             instance.release()

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline import broker
 from pipeline.exit_codes import EXIT_FAILED
+from pipeline.instance import host_name
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.share_group import require_share_group
@@ -67,23 +68,31 @@ def stage_commands(
     bootstrap: str,
     *,
     fused: bool,
+    standby: bool = False,
     http_ports: Mapping[str, int] | None = None,
     module: Sequence[str] = ("pipeline.cli",),
 ) -> dict[str, Sequence[str]]:
     """The command line of each stage's worker, for a supervisor.
 
-    `http_ports` are by stage, in place of the file's; `module` is what Python runs, with its first arguments.
+    With `standby` each is there twice. `http_ports` are by stage, in place of the file's; `module` is what Python runs,
+    with its first arguments.
     """
     # -P: the current directory may hold a `pipeline` of its own.
     penstock = [sys.executable, "-P", "-m", *module]
     commands: dict[str, Sequence[str]] = {}
     for role in ["fused"] if fused else STAGES:
         port = [] if http_ports is None else ["--http-port", str(http_ports[role])]
-        commands[role] = [*penstock, "run", role, str(file), "--bootstrap", bootstrap, *port]
+        command = [*penstock, "run", role, str(file), "--bootstrap", bootstrap, *port]
+        if standby:
+            # Of two alike the first that is loaded works, and the other waits for its end.
+            command += ["--standby", "--instance", f"up-{host_name()}"]
+            commands[f"{role} a"] = commands[f"{role} b"] = command
+        else:
+            commands[role] = command
     return commands
 
 
-def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = "info") -> int:
+def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = False, log_level: str = "info") -> int:
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     for line in settings.log_lines():
         log.info("%s", line)
@@ -93,7 +102,8 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, log_level: str = 
     for topic in make_topics(settings, fused=fused):
         log.info("made topic %s", topic)
     module = ["pipeline.cli", "--log-level", log_level]
-    supervisor = Supervisor(stage_commands(file, settings.kafka.bootstrap_servers, fused=fused, module=module))
+    commands = stage_commands(file, settings.kafka.bootstrap_servers, fused=fused, standby=standby, module=module)
+    supervisor = Supervisor(commands)
     stopped = False
 
     def handle(number: int, _frame: FrameType | None) -> None:

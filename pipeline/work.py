@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from confluent_kafka import Consumer
@@ -40,6 +40,9 @@ from stages.microbatcher import MicroBatcher
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
 
+_MakeStep = Callable[[Next, Callable[[BaseException], None], DeadLetters, WorkerMetrics], Step]
+Makers = Mapping[Stage, _MakeStep]
+
 
 class WorkerState:
     """What a worker is at: the health endpoint tells it, and `stop` ends it."""
@@ -65,8 +68,10 @@ def work(
     state: WorkerState,
     *,
     instance: Instance | None = None,
+    makers: Makers | None = None,
 ) -> None:
-    """Load the stages and work until `state.stop` is set. Without an `instance` the worker is new to its group.
+    """Load the stages, unless that is done, and work until `state.stop` is set. Without an `instance` the worker is new
+    to its group.
 
     Raises UserError, WorkerFailure.
     """
@@ -99,7 +104,7 @@ def work(
         )
 
     # Loading takes seconds; the group is joined when there is something to work with.
-    makers = {stage: _MAKERS[stage](settings) for stage in stages}
+    makers = makers or load_stages(settings, stages)
     intake = intake_of(settings, stages[0], dead_letters[stages[0]])
     worker: Worker | ShareWorker
     if stages[0] == "encode" and settings.encode_order == "none":
@@ -135,6 +140,11 @@ def work(
             step.close(deadline)
         for each in dead_letters.values():
             each.close()
+
+
+def load_stages(settings: EnsembleSettings, stages: Sequence[Stage]) -> Makers:
+    """What takes seconds: tokenizer, model, engine. Raises UserError, WorkerFailure."""
+    return {stage: _MAKERS[stage](settings) for stage in stages}
 
 
 def deliver(
@@ -177,9 +187,6 @@ def deliver(
         ],
         on_failure=worker.fail,
     )
-
-
-_MakeStep = Callable[[Next, Callable[[BaseException], None], DeadLetters, WorkerMetrics], Step]
 
 
 def _tokenize_step(settings: EnsembleSettings) -> _MakeStep:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -119,6 +121,41 @@ def test_stages_that_are_killed_are_started_again_and_nothing_is_lost(
     assert not any("Traceback" in line for line in lines)
     # What was on its way when a worker was killed may be answered twice, and is the minority.
     assert sum(traffic.answered.values()) < 2 * traffic.sent
+
+
+def test_a_standby_takes_over_what_it_has_loaded_for(
+    ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, tmp_path: Path
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap)
+    log = tmp_path / "log"
+
+    def said(what: str) -> int:
+        return log.read_text().count(what)
+
+    with running("up", file, "--fused", "--standby", log=log) as process:
+        wait_for_topics(kafka, f"{traffic._name}.requests")
+        traffic.send(50)
+        traffic.read(traffic.all_answered)
+        # Both have loaded; which of them works is told by its pid.
+        eventually(lambda: said("stands by") == 2)
+        pids = [int(pid) for pid in re.findall(r"fused [ab] started \(pid (\d+)\)", log.read_text())]
+        assert len(pids) == 2
+        working = next(pid for pid in pids if psutil.Process(pid).net_connections())
+        traffic.send(100)
+        os.kill(working, signal.SIGKILL)
+        traffic.send(100)
+        traffic.read(traffic.all_answered)
+        assert said("assigned") >= 2
+        eventually(lambda: said("stands by") == 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.05)
 
 
 def test_a_fused_worker_is_started_again_and_leaves_with_its_supervisor(

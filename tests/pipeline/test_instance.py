@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.instance import claim_instance
+from pipeline.instance import await_instance, claim_instance
 
 
 def test_workers_of_one_machine_get_different_names_and_the_first_free_one(tmp_path: Path) -> None:
@@ -49,6 +50,22 @@ def test_a_name_of_one_s_own_is_refused_to_a_second(tmp_path: Path) -> None:
 def test_what_kafka_takes_for_no_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="allowed: letters, digits"):
         claim_instance("g", wanted=name, folder=tmp_path)
+
+
+def test_a_standby_waits_for_its_name(tmp_path: Path) -> None:
+    first = claim_instance("g", wanted="pod-3", folder=tmp_path)
+    looks = iter([False, False, True])
+    assert await_instance("g", "pod-3", lambda: next(looks), folder=tmp_path) is None
+    threading.Timer(0.1, first.release).start()
+    second = await_instance("g", "pod-3", lambda: False, folder=tmp_path)
+    assert second is not None
+    assert second.name == "pod-3"
+
+
+def test_a_standby_without_a_place_for_locks_can_t_wait(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no place for the lock"):
+        await_instance("g", "pod-3", lambda: False, folder=tmp_path / "file")
 
 
 def test_an_empty_name_is_none(tmp_path: Path) -> None:
