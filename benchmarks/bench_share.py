@@ -1,11 +1,15 @@
 """Encode workers on one partition: a share group (`encode_order: none`) against a consumer group, one worker and two.
 
     make bench BENCH=bench_share ARGS='--packs 64 --rounds 3'
+    make bench BENCH=bench_share ARGS='--packs 256 --engine-ms 100'
 
 Only encode runs: token packs are written to a topic of one partition of an Apache Kafka, encodings are counted. Each
 worker is a process with one instance of one thread. Workers start on an empty topic and are warmed up by some packs,
 so that loading and joining don't count; then all packs are written at once, and the time runs until the last encodings
-have arrived. Runs alternate. A consumer group can't use its second worker: it is there to show that. Prints JSON.
+have arrived. Runs alternate. A consumer group can't use its second worker: it is there to show that.
+
+With --engine-ms an engine stands in that takes so long for a micro-batch and no processor, as a device of its own does:
+then workers don't compete for this machine's processors, and what is seen is how the packs are shared. Prints JSON.
 """
 
 from __future__ import annotations
@@ -16,25 +20,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from numpy.typing import NDArray
 
 from benchmarks.demo import DEMO
 from benchmarks.machine import machine
+from engines.rows import PackedRows
+from pipeline import work
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.assembly import open_tokenize_stage
 from pipeline.demo.texts import read_texts
+from pipeline.serve import serve
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.share_group import ONE_PACK_A_BATCH
 from pipeline.up import make_topics
 from schemas.packs import encode_pack
 from schemas.records import InputRecord, Source
+from stages.encode import EncodeStage
 
 _ENSEMBLE = """\
 name: {name}
@@ -67,10 +77,36 @@ def token_packs(settings: EnsembleSettings, texts: list[str]) -> list[bytes]:
     return [encode_pack(pack) for pack, _ in packs if pack is not None]
 
 
+class SleepingEngine:
+    """Takes its time and no processor."""
+
+    widths: Mapping[str, int] = {"embedding": 384}
+
+    def __init__(self, engine_ms: float) -> None:
+        self._engine_s = engine_ms / 1e3
+
+    def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        time.sleep(self._engine_s)
+        return {name: np.ones((len(rows.row), width), np.float32) for name, width in self.widths.items()}
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def work_with_sleeping_engine(file: Path, engine_ms: float) -> None:
+    work.open_encode_stage = lambda settings: EncodeStage(
+        [SleepingEngine(engine_ms)], row_length=settings.batching.row_length, max_length=256
+    )
+    serve(load_ensemble(file), "encode", http_port=0)
+
+
 @contextmanager
-def encode_workers(file: Path, count: int) -> Iterator[None]:
-    command = [sys.executable, "-P", "-m", "pipeline.cli", "--log-level", "error", "run", "encode", str(file)]
-    workers = [subprocess.Popen([*command, "--http-port", "0"]) for _ in range(count)]
+def encode_workers(file: Path, count: int, engine_ms: float | None) -> Iterator[None]:
+    command = [sys.executable, "-m", "pipeline.cli", "--log-level", "error", "run", "encode", str(file)]
+    command += ["--http-port", "0"]
+    if engine_ms is not None:
+        command = [sys.executable, "-m", "benchmarks.bench_share", "--worker", str(file), "--engine-ms", str(engine_ms)]
+    workers = [subprocess.Popen(command) for _ in range(count)]
     try:
         yield
     finally:
@@ -103,7 +139,7 @@ class Encodings:
         self._consumer.close()
 
 
-def packs_per_s(file: Path, texts: list[str], workers: int) -> dict[str, float]:
+def packs_per_s(file: Path, texts: list[str], workers: int, engine_ms: float | None) -> dict[str, float]:
     settings = load_ensemble(file)
     make_topics(settings)
     packs = token_packs(settings, texts)
@@ -115,7 +151,7 @@ def packs_per_s(file: Path, texts: list[str], workers: int) -> dict[str, float]:
             producer.produce(settings.topic_names.tokens, value, None, 0)
         producer.flush(_BUDGET_S)
 
-    with encode_workers(file, workers):
+    with encode_workers(file, workers, engine_ms):
         send(packs[:_WARM_UP_PACKS])
         encodings.await_count(_WARM_UP_PACKS)
         time.sleep(_JOIN_S)
@@ -132,7 +168,12 @@ def main() -> None:
     parser.add_argument("--packs", type=int, default=64, help="of 64 texts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--engine-ms", type=float)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.worker is not None:
+        work_with_sleeping_engine(options.worker, options.engine_ms)
+        return
     texts = list(islice(read_texts(DEMO / "texts.txt.gz"), options.packs * 64))
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder, ApacheBroker(Path(folder) / "kafka") as broker:
@@ -143,10 +184,16 @@ def main() -> None:
                     name = f"{order}-{workers}"
                     file = Path(folder) / f"{name}-{number}.yaml"
                     file.write_text(_ENSEMBLE.format(name=f"{name}-{number}", order=order, bootstrap=broker.bootstrap))
-                    found[name] = packs_per_s(file, texts, workers)
+                    found[name] = packs_per_s(file, texts, workers, options.engine_ms)
             rounds.append(found)
     medians: dict[str, Any] = {name: median(each[name]["texts_per_s"] for each in rounds) for name in rounds[0]}
-    said = {"benchmark": "share", "machine": machine(), "texts_per_s": medians, "rounds": rounds}
+    said = {
+        "benchmark": "share",
+        "engine_ms": options.engine_ms,
+        "machine": machine(),
+        "texts_per_s": medians,
+        "rounds": rounds,
+    }
     print(json.dumps(said, indent=1))
 
 
