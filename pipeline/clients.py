@@ -21,6 +21,9 @@ ClientSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
+# A broker answers in milliseconds. It is asked once for a record that the producer has no partition for.
+_METADATA_S = 5.0
+
 # With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them. Nor has a
 # worker a name of its own then: one that was killed keeps it until its session ends, and refuses it to the next.
 _CLASSIC_GROUP_DEFAULTS: dict[str, str | int | float | bool] = {
@@ -161,6 +164,16 @@ def admin(settings: ClientSettings, *, on_error: Callable[[KafkaError], None] | 
         config["error_cb"] = on_error
     with _user_errors():
         return AdminClient(config)
+
+
+def has_partition(producer: Producer, topic: str, partition: int) -> bool:
+    """Whether the broker has it, asked now: a producer learns of partitions that are added up to 5 minutes later
+    (topic.metadata.refresh.interval.ms), and of this one from here on."""
+    try:
+        found = producer.list_topics(topic, timeout=_METADATA_S).topics.get(topic)
+    except KafkaException:
+        return False
+    return found is not None and partition in found.partitions
 
 
 def input_record(message: Message) -> InputRecord:

@@ -14,6 +14,7 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from pipeline import clients
 from pipeline.deadline import Deadline
 from pipeline.delivery import TOO_LARGE
 from pipeline.errors import WorkerFailure
@@ -113,6 +114,7 @@ class Emitter:
         self._advance(unit.line)
 
     def _produce(self, unit: Unit, output: OutputRecord) -> None:
+        asked = False
         while not self._failed and not unit.line.dropped:
             try:
                 self._producer.produce(
@@ -126,6 +128,10 @@ class Emitter:
             except BufferError:
                 self._producer.poll(_QUEUE_FULL_WAIT_S)
             except KafkaException as err:
+                if not asked and err.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+                    asked = True
+                    if clients.has_partition(self._producer, output.topic, unit.line.partition):
+                        continue
                 self._undelivered(unit, output, err.args[0])
                 return
             else:

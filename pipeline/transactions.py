@@ -24,6 +24,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pipeline import clients
 from pipeline.deadline import Deadline
 from pipeline.delivery import TOO_LARGE
 from pipeline.errors import WorkerFailure
@@ -49,6 +50,8 @@ _MOST_ATTEMPTS = 100
 _MOST_FENCED = 10
 
 _FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
+# What an abort does to outputs that are on their way.
+_PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 # What no further attempt mends.
 _REFUSED = frozenset(
     {
@@ -121,6 +124,7 @@ class TransactionLane:
         # By identity: a broker refuses a batch of records for its size as a whole, so that each is tried alone then.
         self._tried_alone: list[OutputRecord] = []
         self._delivery_error: KafkaError | None = None
+        self._refused_at: str | None = None
         self._failures = 0
         self._fenced = 0
         self._next_attempt_ms = 0.0
@@ -246,6 +250,7 @@ class TransactionLane:
     def _produce(self, unit: Unit, output: OutputRecord) -> None:
         assert self._producer is not None
         self._records_open += 1
+        asked = False
         while True:
             try:
                 self._producer.produce(
@@ -259,7 +264,12 @@ class TransactionLane:
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as err:
+                if not asked and err.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+                    asked = True
+                    if clients.has_partition(self._producer, output.topic, unit.line.partition):
+                        continue
                 if err.args[0].code() not in TOO_LARGE:
+                    self._refused_at = f"{output.topic} [{unit.line.partition}]"
                     raise
                 for replacement in self._replace(unit, output, err.args[0].str()):
                     self._produce(unit, replacement)
@@ -272,8 +282,8 @@ class TransactionLane:
             return
         if err.code() in TOO_LARGE:
             self._too_large.append((unit, output, err.str()))
-        elif err.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
-            self._delivery_error = self._delivery_error or err
+        elif self._delivery_error is None and err.code() not in _PURGED:
+            self._delivery_error, self._refused_at = err, f"{output.topic} [{unit.line.partition}]"
 
     def _commit(self) -> None:
         assert self._producer is not None
@@ -310,7 +320,10 @@ class TransactionLane:
         told = self._delivery_error or error
         why = told.str() if told is not None else str(err)
         if told is not None and told.code() in _REFUSED:
-            raise WorkerFailure(f"{self._topic}: no transaction can be committed: {why}") from err
+            # A broker that refuses a topic as part of a transaction does not say which.
+            topics = sorted({output.topic for unit in self._open for output in unit.outputs})
+            where = self._refused_at or " -> ".join([self._topic, *([", ".join(topics)] if topics else [])])
+            raise WorkerFailure(f"{where}: no transaction can be committed: {why}") from err
         if error is not None and error.code() in _FENCED:
             self._fenced += 1
         at_once = isinstance(err, _Again) and err.at_once
@@ -332,7 +345,7 @@ class TransactionLane:
                 self._replace(unit, output, reason)
             else:
                 self._tried_alone.append(output)
-        self._too_large, self._delivery_error = [], None
+        self._too_large, self._delivery_error, self._refused_at = [], None, None
         self._waiting.extendleft(reversed(self._open))
         self._open, self._records_open = [], 0
         self._in_doubt = True
