@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
 from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.group_offsets import ask_committed_offsets
@@ -183,8 +185,10 @@ def chaos(plan: Plan, folder: Path, *, runtime: Runtime, tell: bool = False) -> 
         # Kafka's own fault, and not a worker's: whoever sees repeats must know of it.
         with broker.log_file.open(errors="replace") as lines:
             outcome.coordinator_out_of_sync = sum(_OUT_OF_SYNC in line for line in lines)
-        if broker.alive:
+        try:
             _judge(outcome, settings_file=file, verdict=Verdict(plan.requests, expected), traffic=traffic)
+        except (KafkaException, TimeoutError) as err:
+            outcome.broken.append(f"the topics can't be read to their ends, is a transaction left open? {err}")
     outcome.peak_rss_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     return outcome
 
