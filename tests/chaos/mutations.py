@@ -5,6 +5,7 @@ About one mutant in eight is valid by chance: it must be answered. Which are is 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -64,6 +65,11 @@ def mutated_pack(draw: random.Random, value: bytes) -> bytes | None:
     return draw.choice([*_BYTES, _other_field, _other_field, _other_field, _nested_pack, _huge_length])(draw, value)
 
 
+def _nasty(draw: random.Random) -> object:
+    """A copy: a second mutation may change what is in it."""
+    return copy.deepcopy(draw.choice(_NASTY))
+
+
 def _texts(draw: random.Random, number: int) -> dict[str, object]:
     texts, windows = [], []
     for place in range(draw.randint(1, 4)):
@@ -117,7 +123,7 @@ def _random_bytes(draw: random.Random, _value: bytes) -> bytes:
 
 
 def _random_msgpack(draw: random.Random, _value: bytes) -> bytes:
-    return msgspec.msgpack.encode([draw.choice(_NASTY) for _ in range(draw.randint(0, 8))])
+    return msgspec.msgpack.encode([_nasty(draw) for _ in range(draw.randint(0, 8))])
 
 
 def _nothing(_draw: random.Random, _value: bytes) -> None:
@@ -130,7 +136,7 @@ _BYTES: list[Mutation] = [_flip, _flip, _cut, _drop, _insert, _append, _random_b
 def _other_json(draw: random.Random, value: bytes) -> bytes:
     """Another type or field, or half of a surrogate pair."""
     body: dict[str, object] = json.loads(value)
-    body[draw.choice(("text", "id", "text", "more"))] = _json_of(draw.choice(_NASTY))
+    body[draw.choice(("text", "id", "text", "more"))] = _json_of(_nasty(draw))
     if draw.random() < 0.2:
         body["text"] = draw.choice(("\ud83d", "\udc00x", "x\udbff"))
     if draw.random() < 0.1:
@@ -168,13 +174,13 @@ def _other_field(draw: random.Random, value: bytes) -> bytes:
         if isinstance(old, bytes) and old and draw.random() < 0.5:
             node[place] = draw.choice((_flip(draw, old), old[:-4], old + old[:4], b"\xff" * len(old)))
         elif isinstance(old, int) and not isinstance(old, bool) and draw.random() < 0.5:
-            node[place] = old + draw.choice((-1, 1, 4))
+            node[place] = max(-(2**63), min(old + draw.choice((-1, 1, 4)), 2**64 - 1))  # what MessagePack has
         elif draw.random() < 0.1:
             del node[place]
             if not node:
                 return msgspec.msgpack.encode(tree)
         else:
-            node[place] = draw.choice(_NASTY)
+            node[place] = _nasty(draw)
     return msgspec.msgpack.encode(tree)
 
 
