@@ -37,7 +37,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.tiny_ensemble import PARTITIONS, answers, some_texts, write_ensemble
 from tests.chaos.traffic import Onlooker, Traffic, Verdict, read_to_the_end
 
-# With a session of 1 s, our own default, the broker of an overloaded machine misses its own heartbeats. The group
+# With a session of 1 s the broker of an overloaded machine misses its own heartbeats. The group
 # coordinator of Kafka 4.3.1 then came back with a part of its log, said "out of sync with the underlying log" and gave
 # offsets that were three minutes old, so that a stage did 17,000 requests of a partition again.
 _BROKER_SETTINGS = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}

@@ -83,6 +83,7 @@ class _Fates:
     """What results and dead letters say of each place that was read."""
 
     def __init__(self) -> None:
+        self.forged = 0
         self.answered: Counter[Place] = Counter()
         self.dead: dict[Place, list[int]] = {}
         self.good: Counter[str] = Counter()
@@ -90,8 +91,11 @@ class _Fates:
 
     def see_result(self, message: Message) -> None:
         source = msgspec.json.decode(message.value() or b"", type=_Sourced).source
-        self.answered[source["topic"], source["partition"], source["offset"]] += 1  # type: ignore[index]
         answer: Answer = decode_answer(message.value() or b"")
+        if answer.id.startswith("pack-"):  # a forged pack's text, whatever place it claims
+            self.forged += 1
+            return
+        self.answered[source["topic"], source["partition"], source["offset"]] += 1  # type: ignore[index]
         if answer.id.startswith("good-"):
             self.good[answer.id] += 1
 
@@ -225,7 +229,7 @@ def _judge(settings: EnsembleSettings, outcome: Outcome) -> None:
     fates = _Fates()
     read_to_the_end(settings, names.results, fates.see_result)
     read_to_the_end(settings, names.dead_letters, fates.see_dead_letter)
-    outcome.results, outcome.dead_letters = fates.answered.total(), sum(map(len, fates.dead.values()))
+    outcome.results, outcome.dead_letters = fates.answered.total() + fates.forged, sum(map(len, fates.dead.values()))
     outcome.reasons = dict(fates.reasons.most_common())
     outcome.good_answered = len(fates.good)
     if outcome.good_answered != outcome.good or fates.good.total() != outcome.good:
