@@ -166,7 +166,7 @@ def chaos(plan: Plan, folder: Path, *, runtime: Runtime, tell: bool = False) -> 
                 if broker_kills.error is not None:
                     raise RuntimeError("the broker did not start again") from broker_kills.error
                 chaos_is_over = not moments_s and broker_kills.done and traffic.done
-                return chaos_is_over and onlooker.verdict.answered == plan.requests
+                return chaos_is_over and crew.complete and onlooker.verdict.answered == plan.requests
 
             _look_after(crew, onlooker, until=all_answered)
         except (RuntimeError, TimeoutError) as err:

@@ -69,6 +69,11 @@ class Crew:
         return self._supervisor.pids
 
     @property
+    def complete(self) -> bool:
+        """Whether all run, those too that were killed a moment ago."""
+        return len(self.pids) == len(self._supervisor.restarts)
+
+    @property
     def own_deaths(self) -> int:
         """How often one ended that nobody had killed: it gave up."""
         return sum(self._supervisor.restarts.values()) - self.kills.total()
