@@ -1,8 +1,8 @@
 """One transactional producer: outputs of its partitions and the offsets they answer, committed together or not at all.
 
-A commit, in steps: (1) nothing of it may belong to a partition that was taken away; (2) all outputs are acknowledged;
-(3) the offsets of the units join the transaction, with this worker's membership of the group, which the broker checks:
-a worker that the group has replaced can't commit; (4) the transaction commits; (5) the lines move on.
+A commit, in steps: (1) all outputs are acknowledged; (2) nothing of it belongs to a partition that was taken away; (3)
+the offsets of the units join the transaction, with this worker's membership of the group, which the broker checks: a
+worker that the group has replaced can't commit; (4) the transaction commits; (5) the lines move on.
 
 Where a step fails the transaction is aborted and the same units are produced again in a new one: their outputs are kept
 until they are committed, so nothing is computed twice. Whether a commit that failed without an answer has happened
@@ -20,26 +20,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from pipeline import clients
 from pipeline.deadline import Deadline
 from pipeline.delivery import TOO_LARGE
 from pipeline.errors import WorkerFailure
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
+from pipeline.transactional_producer import TransactionalProducer, usable_after
 from schemas.records import OutputRecord
 
 log = logging.getLogger("penstock.transactions")
 
-# One call of the client. A broker answers in milliseconds, one that restarts in seconds.
-_CALL_S = 5.0
-# A start is looked after this often; it goes on where it was.
-_START_S = 0.5
 # All steps of a commit: under the 30 s that a poll loop may stand still before it counts as stuck.
 _COMMIT_S = 20.0
+# Delivering all that is on its way, before and after a record that goes alone.
+_ALONE_S = 5.0
 # Between attempts, doubling; a rebalance or a broker's restart takes up to seconds.
 _FIRST_BACKOFF_MS = 10.0
 _LONGEST_BACKOFF_MS = 1_000.0
@@ -101,7 +98,7 @@ class TransactionLane:
     ) -> None:
         self.hurried = False
         self._topic = topic
-        self._connect = connect
+        self._producer = TransactionalProducer(connect, clock_ms=clock_ms)
         self._membership = membership
         self._committed = committed
         self._on_arrived = on_arrived
@@ -112,8 +109,6 @@ class TransactionLane:
         self._clock_ms = clock_ms
         self._inbox: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._producer: Producer | None = None
-        self._starting: Producer | None = None
         # Released by their lines in order: `_waiting` for a transaction, `_open` in the one that is open.
         self._waiting: deque[Unit] = deque()
         self._open: list[Unit] = []
@@ -132,7 +127,7 @@ class TransactionLane:
     @property
     def connected(self) -> bool:
         """Whether there is a producer, and no transaction of a predecessor is open any more."""
-        return self._producer is not None
+        return self._producer.connected
 
     def finish(self, unit: Unit) -> None:
         """A unit's outputs are complete. From any thread; never blocks."""
@@ -144,8 +139,9 @@ class TransactionLane:
 
     def release(self, line: PartitionLine) -> None:
         """Nothing of the partition is committed after this returns. It waits for a commit that is under way."""
+        line.dropped = True
         with self._lock:
-            line.dropped = True
+            pass
 
     def turn(self, wait_s: float) -> None:
         """Do what is due; with nothing due, wait so long for a unit."""
@@ -153,7 +149,7 @@ class TransactionLane:
         if self._clock_ms() < self._next_attempt_ms:
             return
         try:
-            if self._producer is None and not self._begin_anew():
+            if not self._producer.start():
                 return
             if self._in_doubt:
                 self._settle_doubt()
@@ -161,17 +157,11 @@ class TransactionLane:
             if self._open and self._due_in_s() <= 0:
                 self._commit()
         except (_Again, KafkaException, SystemError) as err:
-            # SystemError: librdkafka's callbacks ran while it had a fatal error (confluent-kafka 2.16).
             self._recover(err)
 
     def close(self) -> None:
-        """Abort what is open: readers are held back by it until it times out."""
-        if self._producer is None or not self._open:
-            return
-        try:
-            self._producer.abort_transaction(_CALL_S)
-        except KafkaException as err:
-            log.warning("a transaction was left open: %s", err.args[0].str())
+        """Abort what is open."""
+        self._producer.close()
 
     def _take(self, wait_s: float) -> None:
         try:
@@ -190,7 +180,7 @@ class TransactionLane:
         now_ms = self._clock_ms()
         if now_ms < self._next_attempt_ms:
             return (self._next_attempt_ms - now_ms) / 1e3
-        if self._producer is None or self._waiting:
+        if not self._producer.connected or self._waiting:
             return 0.0
         if not self._open:
             return float("inf")
@@ -198,20 +188,6 @@ class TransactionLane:
             return 0.0
         # The interval is between commits: what comes after a pause is committed at once.
         return (self._committed_ms + self._commit_interval_ms - now_ms) / 1e3
-
-    def _begin_anew(self) -> bool:
-        """A producer of this name, which ends what a predecessor left open; False where the broker takes its time."""
-        starting, self._starting = self._starting or self._connect(), None
-        try:
-            starting.init_transactions(_START_S)
-        except KafkaException as err:
-            if not err.args[0].retriable():
-                raise
-            starting.poll(0)  # it tells who listens that the broker is away
-            self._starting = starting
-            return False
-        self._producer = starting
-        return True
 
     def _settle_doubt(self) -> None:
         """The group's committed offsets say which units arrived in a commit that nobody answered."""
@@ -230,52 +206,30 @@ class TransactionLane:
                 self._waiting.append(unit)
 
     def _produce_waiting(self) -> None:
-        assert self._producer is not None
         while self._waiting and self._records_open < self._max_records:
             unit = self._waiting.popleft()
             if unit.line.dropped:
                 continue
-            if not self._open:
-                self._producer.begin_transaction()
             self._open.append(unit)
             for output in list(unit.outputs):
                 alone = any(each is output for each in self._tried_alone)
                 if alone:
-                    self._producer.flush(_CALL_S)
+                    self._producer.flush(self._deadline(_ALONE_S))
                 self._produce(unit, output)
                 if alone:
-                    self._producer.flush(_CALL_S)
-        self._producer.poll(0)
+                    self._producer.flush(self._deadline(_ALONE_S))
+        self._producer.serve()
 
     def _produce(self, unit: Unit, output: OutputRecord) -> None:
-        assert self._producer is not None
         self._records_open += 1
-        asked = False
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic,
-                    output.value,
-                    output.key,
-                    unit.line.partition,
-                    partial(self._reported, unit, output),
-                    headers=[*output.headers],
-                )
-            except BufferError:
-                self._producer.poll(0.1)
-            except KafkaException as err:
-                if not asked and err.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-                    asked = True
-                    if clients.has_partition(self._producer, output.topic, unit.line.partition):
-                        continue
-                if err.args[0].code() not in TOO_LARGE:
-                    self._refused_at = f"{output.topic} [{unit.line.partition}]"
-                    raise
-                for replacement in self._replace(unit, output, err.args[0].str()):
-                    self._produce(unit, replacement)
-                return
-            else:
-                return
+        try:
+            self._producer.produce(output, unit.line.partition, partial(self._reported, unit, output))
+        except KafkaException as err:
+            if err.args[0].code() not in TOO_LARGE:
+                self._refused_at = f"{output.topic} [{unit.line.partition}]"
+                raise
+            for replacement in self._replace(unit, output, err.args[0].str()):
+                self._produce(unit, replacement)
 
     def _reported(self, unit: Unit, output: OutputRecord, err: KafkaError | None, _message: Message) -> None:
         if err is None:
@@ -286,27 +240,28 @@ class TransactionLane:
             self._delivery_error, self._refused_at = err, f"{output.topic} [{unit.line.partition}]"
 
     def _commit(self) -> None:
-        assert self._producer is not None
         deadline = self._deadline(_COMMIT_S)
         started_ms = self._clock_ms()
-        with self._lock:
-            if any(unit.line.dropped for unit in self._open):
-                raise _Again("a partition was taken away", at_once=True)
-            while self._producer.flush(min(_CALL_S, deadline.remaining_s())):
-                if deadline.expired:
-                    raise _Again("the broker does not acknowledge the outputs", at_once=False)
-            if self._too_large:
-                raise _Again("an output is too large for its topic", at_once=True)
+        while not self._producer.flush(deadline):
+            self._require_owned()
+            if deadline.expired:
+                raise _Again("the broker does not acknowledge the outputs", at_once=False)
+        if self._too_large:
+            raise _Again("an output is too large for its topic", at_once=True)
+        with self._lock:  # whoever takes a partition away waits for what follows, and for no more
+            self._require_owned()
             ends = {unit.line.partition: unit.next_offset for unit in self._open}
-            offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
-            self._until(deadline, self._producer.send_offsets_to_transaction, offsets, self._membership())
-            self._until(deadline, self._producer.commit_transaction)
+            self._producer.commit(self._topic, ends, self._membership(), deadline)
             committed, self._open, self._records_open = self._open, [], 0
         self._committed_ms = self._clock_ms()
         self._failures = self._fenced = 0
         self._tried_alone.clear()
         self._metrics.committed(self._clock_ms() - started_ms)
         self._arrive(committed)
+
+    def _require_owned(self) -> None:
+        if any(unit.line.dropped for unit in self._open):
+            raise _Again("a partition was taken away", at_once=True)
 
     def _arrive(self, units: Iterable[Unit]) -> None:
         for unit in units:
@@ -339,7 +294,7 @@ class TransactionLane:
             why,
         )
         self._metrics.aborted()
-        self._abort(usable=isinstance(err, _Again) or (error is not None and _usable_after(error)))
+        self._producer.abort(usable=isinstance(err, _Again) or (error is not None and usable_after(error)))
         for unit, output, reason in self._too_large:
             if any(each is output for each in self._tried_alone):
                 self._replace(unit, output, reason)
@@ -353,31 +308,8 @@ class TransactionLane:
             backoff_ms = min(_LONGEST_BACKOFF_MS, _FIRST_BACKOFF_MS * 2 ** min(self._failures, 10))
             self._next_attempt_ms = self._clock_ms() + backoff_ms
 
-    def _abort(self, *, usable: bool) -> None:
-        """End the transaction; a producer that can't do that is given up, and the next one's start ends it."""
-        if self._producer is None or not (self._open and usable):
-            self._producer = self._producer if usable else None
-            return
-        try:
-            self._until(self._deadline(_CALL_S), self._producer.abort_transaction)
-            self._producer.poll(0)
-        except (KafkaException, SystemError) as err:
-            log.debug("abort: %s", err)
-            self._producer = None
-
     def _deadline(self, budget_s: float) -> Deadline:
         return Deadline(budget_s, clock=lambda: self._clock_ms() / 1e3)
-
-    def _until(self, deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:
-        """Call, again while the client says that this may help."""
-        while True:
-            try:
-                call(*arguments, min(_CALL_S, deadline.remaining_s()))
-            except KafkaException as err:
-                if deadline.expired or not err.args[0].retriable():
-                    raise
-            else:
-                return
 
     def _replace(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         self._metrics.delivery_failed()
@@ -387,8 +319,3 @@ class TransactionLane:
         place = next(place for place, each in enumerate(unit.outputs) if each is output)
         unit.outputs[place : place + 1] = replacements
         return replacements
-
-
-def _usable_after(error: KafkaError) -> bool:
-    """Whether a producer goes on after this; otherwise the next one's start ends its transaction."""
-    return not error.fatal() and (error.retriable() or error.txn_requires_abort())
