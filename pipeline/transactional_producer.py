@@ -1,0 +1,146 @@
+"""A transactional producer that is made anew where one of them can't go on: its calls, each bounded, and their retries.
+
+It knows records, offsets and no units: what a failed transaction means for those is `pipeline.transactions`'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pipeline import clients
+from pipeline.deadline import Deadline
+from schemas.records import OutputRecord
+
+OnReport = Callable[[KafkaError | None, Message], None]
+
+log = logging.getLogger("penstock.transactions")
+
+# One call of the client. A broker answers in milliseconds, one that restarts in seconds.
+_CALL_S = 5.0
+# A start is looked after this often; it goes on where it was.
+_START_S = 0.5
+# A produce call that finds the queue full waits this long for reports to make room, then tries again.
+_QUEUE_FULL_WAIT_S = 0.1
+
+
+class TransactionalProducer:
+    """One name's producer, and at most one open transaction. All of its methods belong to one thread.
+
+    They raise KafkaException, and SystemError where librdkafka's callbacks ran while it had a fatal error
+    (confluent-kafka 2.16).
+    """
+
+    def __init__(self, connect: Callable[[], Producer], *, clock_ms: Callable[[], float]) -> None:
+        self._connect = connect
+        self._clock_ms = clock_ms
+        self._producer: Producer | None = None
+        self._starting: Producer | None = None
+        self._open = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a producer, and no transaction of a predecessor is open any more."""
+        return self._producer is not None
+
+    def start(self) -> bool:
+        """Make one, which ends what a predecessor of its name left open; False where the broker takes its time."""
+        if self._producer is not None:
+            return True
+        starting, self._starting = self._starting or self._connect(), None
+        try:
+            starting.init_transactions(_START_S)
+        except KafkaException as err:
+            if not err.args[0].retriable():
+                raise
+            starting.poll(0)  # it tells who listens that the broker is away
+            self._starting = starting
+            return False
+        self._producer, self._open = starting, False
+        return True
+
+    def produce(self, output: OutputRecord, partition: int, on_report: OnReport) -> None:
+        """Put a record into the open transaction, or begin one with it."""
+        producer = self._connected()
+        if not self._open:
+            producer.begin_transaction()
+            self._open = True
+        asked = False
+        while True:
+            try:
+                producer.produce(
+                    output.topic, output.value, output.key, partition, on_report, headers=[*output.headers]
+                )
+            except BufferError:
+                producer.poll(_QUEUE_FULL_WAIT_S)
+            except KafkaException as err:
+                if asked or err.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                asked = True
+                if not clients.has_partition(producer, output.topic, partition):
+                    raise
+            else:
+                return
+
+    def serve(self) -> None:
+        """Take reports of what has been delivered."""
+        self._connected().poll(0)
+
+    def flush(self, deadline: Deadline) -> bool:
+        """Whether all was acknowledged or refused in one call's time; call again for the rest."""
+        return not self._connected().flush(min(_CALL_S, deadline.remaining_s()))
+
+    def commit(self, topic: str, offsets: Mapping[int, int], membership: object, deadline: Deadline) -> None:
+        """Let the offsets (partition -> offset) join the transaction, and commit it."""
+        producer = self._connected()
+        places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+        _until(deadline, producer.send_offsets_to_transaction, places, membership)
+        _until(deadline, producer.commit_transaction)
+        self._open = False
+
+    def abort(self, *, usable: bool) -> None:
+        """End what is open. A producer that can't, or is not `usable`, is given up: the next one's start ends it."""
+        producer, self._producer = self._producer, None
+        if producer is None or not usable:
+            return
+        try:
+            if self._open:
+                _until(Deadline(_CALL_S, clock=lambda: self._clock_ms() / 1e3), producer.abort_transaction)
+            producer.poll(0)
+        except (KafkaException, SystemError) as err:
+            log.debug("abort: %s", err)
+            return
+        self._producer, self._open = producer, False
+
+    def close(self) -> None:
+        """Abort what is open: readers are held back by it until it times out."""
+        if self._producer is None or not self._open:
+            return
+        try:
+            self._producer.abort_transaction(_CALL_S)
+        except KafkaException as err:
+            log.warning("a transaction was left open: %s", err.args[0].str())
+
+    def _connected(self) -> Producer:
+        assert self._producer is not None, "it was started"
+        return self._producer
+
+
+def usable_after(error: KafkaError) -> bool:
+    """Whether a producer goes on after this."""
+    return not error.fatal() and (error.retriable() or error.txn_requires_abort())
+
+
+def _until(deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:
+    """Call, again while the client says that this may help."""
+    while True:
+        try:
+            call(*arguments, min(_CALL_S, deadline.remaining_s()))
+        except KafkaException as err:
+            if deadline.expired or not err.args[0].retriable():
+                raise
+        else:
+            return
