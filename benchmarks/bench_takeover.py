@@ -5,8 +5,8 @@
 Apache Kafka, one tokenize, two encode and one postprocess worker, texts at a steady rate. One encode worker, drawn at
 random, is killed with SIGKILL; the supervisor starts it again. A round's pause, for each partition, is the longest time
 between two of its results from the kill on. Under a name (static membership) the new process takes the dead one's place
-in the group; with a standby (`--standby`) a process that has loaded already does; without a name (PENSTOCK_INSTANCE
-empty) the group waits until its session of 6 s has ended. What a restart is made of is read off the worker's log: the
+in the group; with a standby (`--standby`) a process that has loaded already does; without a name (--instance '')
+the group waits until its session of 6 s has ended. What a restart is made of is read off the worker's log: the
 supervisor's delay, Python and its imports, the model and the group. Prints JSON.
 """
 
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,10 +42,10 @@ Mode = Literal["standby", "named", "new"]
 MODES: tuple[Mode, ...] = ("standby", "named", "new")
 
 PARTITIONS = 4
+TEXTS = 500
 SESSION_MS = 6_000
 WAIT_S = 60.0
 # What a worker says goes to a file; the shell becomes the worker.
-INSTANCE_VARIABLE = "PENSTOCK_INSTANCE"
 INTO_FILE = ("/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1')
 
 Times = dict[int, list[float]]
@@ -86,7 +87,7 @@ class Load:
         self._topic = settings.topic_names.requests
         self._interval_s = 1 / rate
         self._next_s = time.monotonic()
-        self._texts = list(read_texts(DEMO / "texts.txt.gz"))
+        self._texts = list(islice(read_texts(DEMO / "texts.txt.gz"), TEXTS))
         self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "load", "fetch.wait.max.ms": 10})
         results = settings.topic_names.results
@@ -152,10 +153,8 @@ def running(file: Path, settings: EnsembleSettings, logs: Path, *, mode: Mode) -
             twice = [*commands["encode"], "--standby", "--instance", name]
             wanted |= {f"{name}.a": twice, f"{name}.b": twice}
         else:
-            wanted[name] = commands["encode"]
-    before = os.environ.pop(INSTANCE_VARIABLE, None)
-    if mode == "new":
-        os.environ[INSTANCE_VARIABLE] = ""
+            # The empty name by its flag: an empty PENSTOCK_INSTANCE counts as none.
+            wanted[name] = [*commands["encode"], *(["--instance", ""] if mode == "new" else [])]
     supervisor = Supervisor(
         {name: [*INTO_FILE, str(logs / f"{name}.log"), *command] for name, command in wanted.items()}
     )
@@ -164,9 +163,6 @@ def running(file: Path, settings: EnsembleSettings, logs: Path, *, mode: Mode) -
         yield supervisor
     finally:
         supervisor.stop()
-        os.environ.pop(INSTANCE_VARIABLE, None)
-        if before is not None:
-            os.environ[INSTANCE_VARIABLE] = before
 
 
 def working(name: str, supervisor: Supervisor, logs: Path) -> int:
