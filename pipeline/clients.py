@@ -47,7 +47,11 @@ _CONSUMER_DEFAULTS: dict[str, str | int | float | bool] = {
 }
 
 # librdkafka logs each attempt to reconnect. What matters comes as an error too, and is told once.
-_EVERY_CLIENT: dict[str, str | int | float | bool] = {"log_level": 2}
+_EVERY_CLIENT: dict[str, str | int | float | bool] = {
+    "log_level": 2,
+    # 10 s by default, which a network that is back would wait for, once at each of a transaction's coordinators.
+    "reconnect.backoff.max.ms": 1_000,
+}
 
 _PRODUCER_DEFAULTS: dict[str, str | int | float | bool] = {
     "enable.idempotence": True,
@@ -65,6 +69,9 @@ _TRANSACTION_DEFAULTS: dict[str, str | int | float | bool] = {
     # The broker still writes the markers of the last transaction when the next one begins; the default of 100 ms would
     # be what each waits then.
     "retry.backoff.ms": 1,
+    # A new bootstrap, the default when no broker answers, drops the connections that its coordinators are looked for at
+    # (librdkafka 2.16). A lane whose commits time out makes a new producer anyway.
+    "metadata.recovery.strategy": "none",
 }
 
 # What decides whether anything is lost; the ensemble file refuses other values.

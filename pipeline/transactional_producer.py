@@ -130,8 +130,10 @@ class TransactionalProducer:
 
 
 def usable_after(error: KafkaError) -> bool:
-    """Whether a producer goes on after this."""
-    return not error.fatal() and (error.retriable() or error.txn_requires_abort())
+    """Whether a producer goes on after this. One whose calls time out may never come round: after a rebootstrap it
+    waits for a group coordinator's connection that is not there any more (librdkafka 2.16)."""
+    passing = error.retriable() and error.code() != KafkaError._TIMED_OUT
+    return not error.fatal() and (passing or error.txn_requires_abort())
 
 
 def _until(deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:

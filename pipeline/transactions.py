@@ -33,8 +33,8 @@ from schemas.records import OutputRecord
 
 log = logging.getLogger("penstock.transactions")
 
-# All steps of a commit: under the 30 s that a poll loop may stand still before it counts as stuck.
-_COMMIT_S = 20.0
+# All steps of a commit: by then the broker has aborted it (transaction.timeout.ms).
+_COMMIT_S = 10.0
 # Delivering all that is on its way, before and after a record that goes alone.
 _ALONE_S = 5.0
 # Between attempts, doubling; a rebalance or a broker's restart takes up to seconds.
