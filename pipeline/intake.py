@@ -49,9 +49,14 @@ class PackIntake:
     """A unit a pack, of the kind that `decode` reads; one that can't be read is a dead letter as it is."""
 
     def __init__(
-        self, decode: Callable[[bytes | None], TokenPack | EncodingPack], *, dead_letters: DeadLetters
+        self,
+        decode: Callable[[bytes | None], TokenPack | EncodingPack],
+        *,
+        requests_topic: str,
+        dead_letters: DeadLetters,
     ) -> None:
         self._decode = decode
+        self._requests_topic = requests_topic
         self._dead_letters = dead_letters
 
     def __call__(self, line: PartitionLine, records: Iterable[InputRecord], read_ms: float) -> Iterator[Unit]:
@@ -62,6 +67,8 @@ class PackIntake:
                     raise BadRecord(Reason.BAD_HEADERS, record.flaw)
                 pack = self._decode(record.value)
                 _require_partition(pack, record)
+                if pack.topic != self._requests_topic:  # originals could not be read there
+                    raise BadRecord(Reason.BAD_PACK, f"a pack of {pack.topic}, not of {self._requests_topic}")
             except BadRecord as err:
                 unit.outputs.append(self._dead_letters.of_record(record, err))
             else:

@@ -6,7 +6,10 @@ It knows records, offsets and no units: what a failed transaction means for thos
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -21,6 +24,8 @@ log = logging.getLogger("penstock.transactions")
 
 # One call of the client. A broker answers in milliseconds, one that restarts in seconds.
 _CALL_S = 5.0
+# What a call may take beyond its own time-out until it is given up.
+_CALL_GRACE_S = 0.5
 # A start is looked after this often; it goes on where it was.
 _START_S = 0.5
 # A produce call that finds the queue full waits this long for reports to make room, then tries again.
@@ -97,7 +102,7 @@ class TransactionalProducer:
         """Let the offsets (partition -> offset) join the transaction, and commit it."""
         producer = self._connected()
         places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
-        _until(deadline, producer.send_offsets_to_transaction, places, membership)
+        _until(deadline, partial(_returning, producer.send_offsets_to_transaction), places, membership)
         _until(deadline, producer.commit_transaction)
         self._open = False
 
@@ -134,6 +139,28 @@ def usable_after(error: KafkaError) -> bool:
     waits for a group coordinator's connection that is not there any more (librdkafka 2.16)."""
     passing = error.retriable() and error.code() != KafkaError._TIMED_OUT
     return not error.fatal() and (passing or error.txn_requires_abort())
+
+
+def _returning(call: Callable[..., Any], *arguments: Any) -> None:
+    """A call that may never come back: librdkafka 2.16 forgets its time-out where the group's coordinator went away and
+    came back (confluentinc/librdkafka 5456, 5511). Its thread is left behind then, and the producer given up; the next
+    one of its name fences what they may still do."""
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            call(*arguments)
+            outcome.put(None)
+        except BaseException as err:  # noqa: BLE001 - raised where it is waited for
+            outcome.put(err)
+
+    threading.Thread(target=run, name="send-offsets", daemon=True).start()
+    try:
+        err = outcome.get(timeout=arguments[-1] + _CALL_GRACE_S)
+    except queue.Empty:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client does not answer")) from None
+    if err is not None:
+        raise err
 
 
 def _until(deadline: Deadline, call: Callable[..., Any], *arguments: object) -> None:

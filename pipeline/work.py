@@ -239,9 +239,13 @@ def intake_of(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetter
         case "tokenize":
             return RequestIntake(max_pack_size=settings.batching.max_pack_size)
         case "encode":
-            return PackIntake(decode_token_pack, dead_letters=dead_letters)
+            return PackIntake(
+                decode_token_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+            )
         case "postprocess":
-            return PackIntake(decode_encoding_pack, dead_letters=dead_letters)
+            return PackIntake(
+                decode_encoding_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+            )
 
 
 def sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:

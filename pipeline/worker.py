@@ -290,6 +290,8 @@ class Worker:
         log.info("assigned %s %s", self._topic, _numbers(partitions))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # The group is a generation on by now, and refuses offsets of the one before.
+        self._membership = consumer.consumer_group_metadata()
         revoked = [each.partition for each in partitions]
         left = self._assignment.hand_over(consumer, revoked, self._deadline(), self._failed)
         if left:

@@ -146,7 +146,7 @@ class PackReader:
         metrics: StageMetrics = self.worker.stage(stage)
         letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}", metrics=metrics)
         decode = decode_token_pack if stage == "encode" else decode_encoding_pack
-        self._intake = PackIntake(decode, dead_letters=letters)
+        self._intake = PackIntake(decode, requests_topic="reviews.requests", dead_letters=letters)
 
     def value(self, tokens: TokenPack) -> bytes:
         if self.stage == "encode":
@@ -213,6 +213,15 @@ def test_a_pack_of_the_other_stage_is_a_bad_one(reader: PackReader) -> None:
     [unit] = reader.read(other.value(pack([5])))
     assert len(unit.outputs) == 1
     assert reader.dead_letters_counted("bad_pack") == 1
+
+
+def test_a_pack_of_another_topic_is_a_dead_letter(reader: PackReader) -> None:
+    """Its originals could not be read: the worker would ask for them again at every start."""
+    [unit] = reader.read(reader.value(msgspec.structs.replace(pack([5]), topic="other.requests")))
+    assert (unit.tokens, unit.encodings) == (None, None)
+    [letter] = unit.outputs
+    told = dict(letter.headers[2:])
+    assert told["__dlq.errors.message"] == b"a pack of other.requests, not of reviews.requests"
 
 
 def test_a_pack_of_another_partition_is_a_dead_letter_and_nothing_else(reader: PackReader) -> None:

@@ -131,8 +131,9 @@ class SimulatedConsumer:
             self._member = self._broker.join(self._group, self._topic, self._instance)
             return
         wanted = self._broker.wanted(self._group, self._member)
-        self._give_back(set(self._positions) - wanted)
+        # The new generation is joined first; what is not wanted any more is given back in it.
         member.generation = group.generation
+        self._give_back(set(self._positions) - wanted)
         others = set().union(*(each.owns for each in group.members.values() if each is not member))
         fresh = wanted - set(self._positions) - others
         if fresh:
