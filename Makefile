@@ -13,11 +13,12 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test check format docs bench chaos fuzz lock clean
+.PHONY: help demo test test-slow check format docs bench chaos fuzz lock clean
 
 help:
 	@echo 'make demo     set up and run the demo: text in, predictions out, over an embedded Kafka broker'
 	@echo 'make test     set up and run the tests'
+	@echo 'make test-slow the tests that wait for sessions, kills and time-outs of an Apache Kafka'
 	@echo 'make check    format, lint, types, imports between packages'
 	@echo 'make format   let ruff format the source and fix what it can'
 	@echo 'make docs     write docs/ensemble-file.md from the settings'
@@ -34,6 +35,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

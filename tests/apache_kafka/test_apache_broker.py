@@ -23,7 +23,7 @@ from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.topics import MAX_RECORD_BYTES
 
-pytestmark = [pytest.mark.apache, pytest.mark.processes]
+pytestmark = [pytest.mark.apache, pytest.mark.processes, pytest.mark.slow]
 
 # Longer than anything here takes; a test that waits for so long has failed.
 WAIT_S = 60.0

@@ -20,7 +20,7 @@ from pipeline import cli
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.deadline import Deadline
 
-pytestmark = [pytest.mark.apache, pytest.mark.processes]
+pytestmark = [pytest.mark.apache, pytest.mark.processes, pytest.mark.slow]
 
 WAIT_S = 60.0
 COMMAND = [sys.executable, "-P", "-m", "pipeline.cli", "broker", "--apache"]

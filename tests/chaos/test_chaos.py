@@ -9,7 +9,7 @@ import pytest
 from pipeline.apache_kafka.runtime import Runtime
 from tests.chaos.chaos import Plan, chaos
 
-pytestmark = [pytest.mark.apache, pytest.mark.processes]
+pytestmark = [pytest.mark.apache, pytest.mark.processes, pytest.mark.slow]
 
 
 # No kill of the broker beside exactly-once delivery: on an overloaded machine Kafka 4.3.1 itself then leaves out a

@@ -23,7 +23,7 @@ from tests.delivery.conftest import WAIT_S, Echo, eventually, settings_on
 from tests.delivery.topics import Reader, committed, in_order, results, send
 from tests.delivery.troubled import PASSWORD, TroubledKafka, through, troubled_kafka
 
-pytestmark = pytest.mark.apache
+pytestmark = [pytest.mark.apache, pytest.mark.slow]
 
 Start = Callable[..., Echo]
 

@@ -29,7 +29,7 @@ from tests.share.conftest import (
     settings_on,
 )
 
-pytestmark = pytest.mark.apache
+pytestmark = [pytest.mark.apache, pytest.mark.slow]
 
 Start = Callable[..., Echo]
 
