@@ -17,7 +17,7 @@ DEFAULT_COMMIT_INTERVAL_MS: dict[Delivery, int] = {"at_least_once": 500, "exactl
 class TransactionSettings(Section):
     """Of `delivery: exactly_once`; without effect otherwise."""
 
-    producers: int = Field(default=4, ge=1, le=64)
+    producers: int = Field(default=2, ge=1, le=64)
     """Transactional producers of a worker: while one waits for its commit, the others' partitions go on. A partition
     belongs to one of them, so more than the worker has partitions are of no use."""
 
