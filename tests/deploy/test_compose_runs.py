@@ -33,7 +33,7 @@ from pipeline.settings import STAGES, load_ensemble
 from pipeline.topics import wanted_topics
 from tests.deploy.deployment import ROOT, image_command, image_environment, read_compose
 
-pytestmark = [pytest.mark.apache, pytest.mark.processes]
+pytestmark = [pytest.mark.apache, pytest.mark.processes, pytest.mark.slow]
 
 # Longer than anything here takes; a test that waits for so long has failed.
 WAIT_S = 60.0

@@ -16,7 +16,7 @@ import pytest
 
 from tests.simulation.world import World
 
-SEEDS = int(os.environ.get("PENSTOCK_SIMULATIONS", "125"))
+SEEDS = int(os.environ.get("PENSTOCK_SIMULATIONS", "60"))
 ONE = os.environ.get("PENSTOCK_SEED")
 
 
