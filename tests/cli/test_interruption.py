@@ -44,5 +44,12 @@ def test_one_that_comes_while_modules_are_loaded_leaves_no_traceback(tmp_path: P
     (tmp_path / "typer.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n")
     command = [sys.executable, "-P", "-m", "pipeline", "--version"]
     path = environment({"PYTHONPATH": str(tmp_path)})
-    left = subprocess.run(command, capture_output=True, timeout=WAIT_S, env=path)
+    left = subprocess.run(
+        command,
+        capture_output=True,
+        timeout=WAIT_S,
+        env=path,
+        # A shell's background job ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert (left.returncode, left.stdout, left.stderr) == (-signal.SIGINT, b"", b"")
