@@ -17,7 +17,7 @@ from pipeline.clients import ClientSettings
 from pipeline.deadline import Deadline
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
-from schemas.errors import BadRecord
+from schemas.errors import BadRecord, Reason
 from schemas.headers import HeaderStyle, dead_letter_headers, with_more_said
 from schemas.packs import PackedText
 from schemas.records import InputRecord, OutputRecord, Source
@@ -74,7 +74,19 @@ class DeadLetters:
         key, headers = (text.key, text.headers) if text is not None else (None, [])
         return self.of_record(InputRecord(source, key, None, headers), gone)
 
-    def without_value(self, dead_letter: OutputRecord, why: str) -> OutputRecord:
+    def in_place_of(self, output: OutputRecord, why: str, records: Sequence[InputRecord]) -> list[OutputRecord]:
+        """What stands for an output that is too large for its topic: a dead letter for each request that it answers,
+        for a dead letter the same without its value; nothing, where that is too large too."""
+        if output.topic == self.topic:
+            return [] if output.value is None else [self._without_value(output, why)]
+        error = BadRecord(
+            Reason.RESULT_TOO_LARGE,
+            f"{len(output.value or b'')} bytes are too many for {output.topic} ({why}): its max.message.bytes, or the "
+            "producer's message.max.bytes, allows less",
+        )
+        return [self.of_text(source, None, error, records) for source in output.answers]
+
+    def _without_value(self, dead_letter: OutputRecord, why: str) -> OutputRecord:
         """A dead letter that its topic has no room for: where the original is, and why, are worth more than nothing."""
         place = next(iter(dead_letter.answers))
         log.error("dead letter of %s: its value is left out: %s", place, why)

@@ -109,7 +109,7 @@ class Emitter:
         if unit.line.dropped or self._failed:
             return
         for ready in unit.line.finish(unit):
-            for output in ready.outputs:
+            for output in list(ready.outputs):
                 self._produce(ready, output)
         self._advance(unit.line)
 
@@ -154,6 +154,7 @@ class Emitter:
         if not replacements:
             self._fail(WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {err.str()}"))
             return
+        unit.replace(output, replacements)
         unit.undelivered += len(replacements) - 1
         for replacement in replacements:
             self._produce(unit, replacement)

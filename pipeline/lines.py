@@ -8,6 +8,7 @@ produced is acknowledged. What lies below the watermark is done; what lies above
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schemas.errors import BadRecord
@@ -42,6 +43,11 @@ class Unit:
     def next_offset(self) -> int:
         """The offset to commit once this unit and all before it have arrived."""
         return self.records[-1].source.offset + 1
+
+    def replace(self, output: OutputRecord, replacements: Sequence[OutputRecord]) -> None:
+        """These are written in place of an output."""
+        place = next(place for place, each in enumerate(self.outputs) if each is output)
+        self.outputs[place : place + 1] = replacements
 
 
 class PartitionLine:

@@ -305,15 +305,7 @@ class ShareWorker:
 
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         """What stands for an output that is too large for its topic; nothing, where nothing can."""
-        if output.topic == self._dead_letters.topic:
-            return [] if output.value is None else [self._dead_letters.without_value(output, why)]
-        error = BadRecord(
-            Reason.RESULT_TOO_LARGE,
-            f"{len(output.value or b'')} bytes are too many for {output.topic} ({why}): its max.message.bytes, or the "
-            "producer's message.max.bytes, allows less",
-        )
-        unit.texts -= len(output.answers)
-        return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
+        return self._dead_letters.in_place_of(output, why, unit.records)
 
     def _on_poll_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() in _HOPELESS:

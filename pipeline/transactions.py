@@ -315,6 +315,5 @@ class TransactionLane:
         replacements = self._oversized(unit, output, why)
         if not replacements:
             raise WorkerFailure(f"{output.topic} [{unit.line.partition}]: not delivered: {why}")
-        place = next(place for place, each in enumerate(unit.outputs) if each is output)
-        unit.outputs[place : place + 1] = replacements
+        unit.replace(output, replacements)
         return replacements

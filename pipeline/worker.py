@@ -38,7 +38,6 @@ from pipeline.group_offsets import committed_offsets
 from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
-from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, OutputRecord
 from stages.errors import StageError
 
@@ -247,16 +246,7 @@ class Worker:
 
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         """What stands for an output that is too large for its topic; nothing, where nothing can."""
-        size_bytes = len(output.value or b"")
-        if output.topic == self._dead_letters.topic:
-            return [] if output.value is None else [self._dead_letters.without_value(output, why)]
-        error = BadRecord(
-            Reason.RESULT_TOO_LARGE,
-            f"{size_bytes} bytes are too many for {output.topic} ({why}): its max.message.bytes, or the producer's "
-            "message.max.bytes, allows less",
-        )
-        unit.texts -= len(output.answers)
-        return [self._dead_letters.of_text(source, None, error, unit.records) for source in output.answers]
+        return self._dead_letters.in_place_of(output, why, unit.records)
 
     def _look_for_broker(self) -> None:
         if self._broker_error is None:

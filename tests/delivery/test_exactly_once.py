@@ -135,6 +135,8 @@ def test_a_result_too_large_is_a_dead_letter_and_its_neighbours_are_answered(
     assert committed(made) == {0: 5}
     echo.end()
     assert echo.counted("dead_letters_total", reason="result_too_large") == 1
+    answered = {"model": "tokenize", "version": "1"}
+    assert echo.metrics.registry.get_sample_value("nv_inference_request_success", answered) == 4
 
 
 def test_a_stop_commits_what_was_read_and_leaves_nothing_open(settings: MakeSettings, start: Start) -> None:
