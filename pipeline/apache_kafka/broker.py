@@ -23,6 +23,7 @@ from typing import Self
 from confluent_kafka import KafkaException
 
 from pipeline import clients
+from pipeline.apache_kafka import fencing
 from pipeline.apache_kafka.data_directory import DataDirectory
 from pipeline.apache_kafka.jars import find_jars, preparation_lock
 from pipeline.apache_kafka.java import find_java, java_environment
@@ -50,7 +51,7 @@ _FREE_PORTS = range(20_000, 32_768)
 _PORT_TAKEN = "Address already in use"
 _DAMAGED = "Corruption found"
 _NO_ROOM = "No space left on device"
-_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ (WARN|ERROR|FATAL) +")
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ (INFO|WARN|ERROR|FATAL) +")
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w+(?:Exception|Error): .*)")
 
 
@@ -166,23 +167,11 @@ class ApacheBroker:
             self._port = _free_port()
         else:
             _check_port(self._port)
-        self._data.write_properties(
-            server_properties(
-                port=self._port,
-                controller_port=_free_port(but=self._port),
-                log_dir=self._data.kafka,
-                more=self._settings,
-            )
-        )
+        if self._data.killed and not self._fence_predecessor(runtime):
+            return False
+        self._write_properties(self._port, self._settings)
         self._data.format(runtime)
-        command = runtime.command(
-            "kafka.Kafka", str(self._data.properties), log_file=self.log_file, archive_option=archive_option
-        )
-        self._log_start_bytes = self._log_size_bytes()
-        with self._data.user_errors():
-            self._process = WatchedProcess(
-                command, folder=self._data.folder, output=self.log_file, environment=java_environment()
-            )
+        self._process = self._run(runtime, archive_option)
         answers = self._wait_until_it_answers()
         said = self._log_since_start()
         if _DAMAGED in said:
@@ -195,6 +184,33 @@ class ApacheBroker:
         if port_is_ours_to_choose:
             self._port = 0
         return False
+
+    def _fence_predecessor(self, runtime: Runtime) -> bool:
+        """Let a controller alone take the killed broker out; False where another try may help."""
+        self._write_properties(None, self._settings | fencing.SETTINGS)
+        controller = self._process = self._run(runtime)
+        if fencing.fence(controller, self._log_since_start):
+            return True
+        if _PORT_TAKEN not in self._log_since_start():
+            raise self.failure()
+        return False
+
+    def _write_properties(self, port: int | None, settings: Mapping[str, str]) -> None:
+        self._data.write_properties(
+            server_properties(
+                port=port, controller_port=_free_port(but=self._port), log_dir=self._data.kafka, more=settings
+            )
+        )
+
+    def _run(self, runtime: Runtime, archive_option: str | None = None) -> WatchedProcess:
+        command = runtime.command(
+            "kafka.Kafka", str(self._data.properties), log_file=self.log_file, archive_option=archive_option
+        )
+        self._log_start_bytes = self._log_size_bytes()
+        with self._data.user_errors():
+            return WatchedProcess(
+                command, folder=self._data.folder, output=self.log_file, environment=java_environment()
+            )
 
     def _wait_until_it_answers(self) -> bool:
         """False where it ended instead. Raises WorkerFailure where it takes too long."""
@@ -249,7 +265,7 @@ def _first_error(said: str) -> str | None:
     """Of a log: the first error's exception, which follows its line, or else that line; else what Java itself says."""
     lines = [line for line in said.splitlines() if line.strip() and not line.startswith("\t")]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if (found := _LOG_LINE.match(line)) and found[1] != "WARN":
+        if (found := _LOG_LINE.match(line)) and found[1] in ("ERROR", "FATAL"):
             exception = _EXCEPTION.match(following)
             return exception[1] if exception else line[found.end() :]
     return next((line for line in lines if not _LOG_LINE.match(line)), None)

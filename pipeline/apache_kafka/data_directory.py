@@ -84,6 +84,12 @@ class DataDirectory:
         """Given by `format`."""
         return self._meta_properties()["cluster.id"]
 
+    @property
+    def killed(self) -> bool:
+        """Whether its last broker ended without leaving in order."""
+        started = (self.kafka / "__cluster_metadata-0").exists()
+        return started and not (self.kafka / ".kafka_cleanshutdown").exists()
+
     def write_properties(self, text: str) -> None:
         """Kafka's settings for this start."""
         with self.user_errors():

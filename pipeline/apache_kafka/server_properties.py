@@ -40,20 +40,16 @@ _SETTINGS = {
     "group.share.min.heartbeat.interval.ms": "100",
 }
 
-# After SIGKILL the controller believes the broker alive for so long and keeps its successor out: 9 s by default. Not
-# for a machine that may be overloaded: where the broker misses its own heartbeats, the group coordinator of Kafka 4.3.1
-# was seen to come back with a part of its log and to give offsets that were minutes old.
-QUICK_RESTART = {"broker.session.timeout.ms": "1000", "broker.heartbeat.interval.ms": "250"}
 
-
-def server_properties(*, port: int, controller_port: int, log_dir: Path, more: Mapping[str, str]) -> str:
-    """The text of server.properties; `more` wins.
+def server_properties(*, port: int | None, controller_port: int, log_dir: Path, more: Mapping[str, str]) -> str:
+    """The text of server.properties; `more` wins. A controller that runs alone has no `port`.
 
     The quorum's one voter is named here and not in the data, so that the controller's port may change between starts.
     """
+    controller, broker = f"CONTROLLER://127.0.0.1:{controller_port}", f"PLAINTEXT://127.0.0.1:{port}"
     settings = _SETTINGS | {
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listeners": controller if port is None else f"{broker},{controller}",
+        "advertised.listeners": controller if port is None else broker,
         "controller.quorum.voters": f"{NODE_ID}@127.0.0.1:{controller_port}",
         "log.dirs": str(log_dir),
         **more,

@@ -18,7 +18,6 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from pipeline.apache_kafka import broker as broker_module
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.runtime import Runtime
-from pipeline.apache_kafka.server_properties import QUICK_RESTART
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.topics import MAX_RECORD_BYTES
@@ -35,9 +34,7 @@ def start(apache_runtime: Runtime, tmp_path: Path) -> Iterator[Callable[..., Apa
     brokers: list[ApacheBroker] = []
 
     def started(data: str = "data", *, port: int = 0, settings: Mapping[str, str] | None = None) -> ApacheBroker:
-        broker = ApacheBroker(
-            tmp_path / data, port=port, settings=QUICK_RESTART | dict(settings or {}), runtime=apache_runtime
-        )
+        broker = ApacheBroker(tmp_path / data, port=port, settings=settings, runtime=apache_runtime)
         brokers.append(broker)
         broker.start()
         return broker

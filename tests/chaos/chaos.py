@@ -37,10 +37,6 @@ from tests.chaos.crew import Crew
 from tests.chaos.tiny_ensemble import PARTITIONS, answers, some_texts, write_ensemble
 from tests.chaos.traffic import Onlooker, Traffic, Verdict, read_to_the_end
 
-# With a session of 1 s the broker of an overloaded machine misses its own heartbeats. The group
-# coordinator of Kafka 4.3.1 then came back with a part of its log, said "out of sync with the underlying log" and gave
-# offsets that were three minutes old, so that a stage did 17,000 requests of a partition again.
-_BROKER_SETTINGS = {"broker.session.timeout.ms": "4000", "broker.heartbeat.interval.ms": "500"}
 _OUT_OF_SYNC = "is out of sync with the underlying log"
 
 # A worker costs two seconds of a processor until it works, and the broker's start about as much.
@@ -133,7 +129,7 @@ def chaos(plan: Plan, folder: Path, *, runtime: Runtime, tell: bool = False) -> 
     draw = random.Random(plan.seed)
     moments_s = sorted(draw.uniform(0, plan.seconds) for _ in range(plan.kills))
     broker_moments_s = sorted(draw.uniform(0, plan.seconds) for _ in range(plan.broker_kills))
-    with ApacheBroker(folder / "broker", runtime=runtime, settings=_BROKER_SETTINGS) as broker:
+    with ApacheBroker(folder / "broker", runtime=runtime) as broker:
         file = write_ensemble(folder, name=f"chaos-{os.getpid()}", bootstrap=broker.bootstrap, delivery=plan.delivery)
         settings = load_ensemble(file)
         make_topics(settings)

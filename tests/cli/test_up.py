@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from pipeline.broker import BrokerProcess
 from tests.cli.conftest import WAIT_S, Penstock, WriteEnsemble, start_process
+from tests.eventually import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -149,13 +150,6 @@ def test_a_standby_takes_over_what_it_has_loaded_for(
         eventually(lambda: said("stands by") == 3)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_S) == 0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s, "it never came true"
-        time.sleep(0.05)
 
 
 def test_a_fused_worker_is_started_again_and_leaves_with_its_supervisor(

@@ -22,9 +22,7 @@ from pipeline.up import make_topics
 from pipeline.work import deliver
 from pipeline.worker import Worker
 from schemas.records import OutputRecord
-
-# Longer than anything here takes; a test that waits for so long has failed.
-WAIT_S = 60.0
+from tests.eventually import WAIT_S
 
 _numbers = itertools.count()
 
@@ -154,11 +152,3 @@ def start() -> Iterator[Callable[..., Echo]]:
         echo.stopped = True
     for echo in started:
         echo.thread.join(WAIT_S)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    for _ in range(int(WAIT_S / 0.02)):
-        if holds():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it never came true")

@@ -16,12 +16,12 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.runtime import Runtime
-from pipeline.apache_kafka.server_properties import QUICK_RESTART
 from pipeline.settings import EnsembleSettings
 from pipeline.topics import compare_topics, wanted_topics
-from tests.delivery.conftest import WAIT_S, Echo, eventually, settings_on
+from tests.delivery.conftest import Echo, settings_on
 from tests.delivery.topics import Reader, committed, in_order, results, send
 from tests.delivery.troubled import PASSWORD, TroubledKafka, through, troubled_kafka
+from tests.eventually import WAIT_S, eventually
 
 pytestmark = [pytest.mark.apache, pytest.mark.slow]
 
@@ -101,7 +101,7 @@ def working(echo: Echo, made: EnsembleSettings) -> None:
 def test_a_broker_that_is_killed_is_waited_for(
     apache_runtime: Runtime, tmp_path: Path, start: Start, delivery: str
 ) -> None:
-    with ApacheBroker(tmp_path, runtime=apache_runtime, settings=QUICK_RESTART) as broker:
+    with ApacheBroker(tmp_path, runtime=apache_runtime) as broker:
         made = settings_on(broker, delivery=delivery)
         echo = start(made, name="a")
         working(echo, made)

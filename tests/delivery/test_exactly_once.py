@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from pipeline.apache_kafka.broker import ApacheBroker
-from pipeline.apache_kafka.server_properties import QUICK_RESTART
-from tests.delivery.conftest import Echo, MakeSettings, eventually, settings_on
+from tests.delivery.conftest import Echo, MakeSettings, settings_on
 from tests.delivery.topics import Reader, committed, in_order, results, send
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.apache
 
@@ -159,7 +159,7 @@ def test_a_stop_commits_what_was_read_and_leaves_nothing_open(settings: MakeSett
 def test_a_broker_that_dies_and_comes_back_makes_nothing_lost_or_twice(
     apache_runtime: Any, tmp_path: Any, start: Start
 ) -> None:
-    with ApacheBroker(tmp_path, runtime=apache_runtime, settings=QUICK_RESTART) as broker:
+    with ApacheBroker(tmp_path, runtime=apache_runtime) as broker:
         made = settings_on(broker)
         echo = start(made, name="a")
         send(made, range(200))

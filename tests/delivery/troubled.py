@@ -31,7 +31,7 @@ from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.java import java_environment
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.settings import EnsembleSettings
-from tests.delivery.conftest import WAIT_S, eventually
+from tests.eventually import WAIT_S, eventually
 
 # What a worker with a password may be forbidden, each a resource of its own.
 WORKER = "User:worker"

@@ -23,6 +23,7 @@ from pipeline.settings import EnsembleSettings
 from pipeline.work import deliver
 from pipeline.worker import Worker
 from schemas.records import OutputRecord
+from tests.eventually import eventually
 from tests.pipeline.conftest import WAIT_S, Topics
 
 pytestmark = pytest.mark.broker
@@ -126,14 +127,6 @@ def bench(settings: EnsembleSettings, **options: Any) -> Iterator[Bench]:
         made.step.holding = False
         made.step.release()
         made.end()
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    for _ in range(int(WAIT_S / 0.02)):
-        if holds():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it never came true")
 
 
 def test_what_has_not_arrived_is_never_committed(settings: MakeSettings) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,9 +27,7 @@ from pipeline.share_work import share_worker
 from pipeline.up import make_topics
 from schemas.packs import PackedText, decode_token_pack, encode_pack, token_pack
 from schemas.records import OutputRecord
-
-# Longer than anything here takes; a test that waits for so long has failed.
-WAIT_S = 60.0
+from tests.eventually import WAIT_S
 
 # A member hears what it is assigned with a heartbeat, 5 s by default, and a lock is held for at least 15 s.
 _SHORT_WAITS = {
@@ -172,13 +169,6 @@ def start() -> Iterator[Callable[..., Echo]]:
         echo.stopped = True
     for echo in started:
         echo.thread.join(WAIT_S)
-
-
-def eventually(holds: Callable[[], bool], say: Callable[[], object] = lambda: "") -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s, f"it never came true: {say()}"
-        threading.Event().wait(0.02)
 
 
 def pack(settings: EnsembleSettings, number: int, *, texts: int = 1) -> bytes:

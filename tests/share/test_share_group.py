@@ -11,17 +11,16 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 
 from pipeline import clients
 from pipeline.apache_kafka.broker import ApacheBroker
-from pipeline.apache_kafka.server_properties import QUICK_RESTART
 from pipeline.errors import UserError
 from pipeline.serve import serve
 from pipeline.settings import EnsembleSettings
 from pipeline.share_group import prepare_share_group
 from schemas.packs import decode_token_pack
+from tests.eventually import eventually
 from tests.share.conftest import (
     Echo,
     MakeSettings,
     answers,
-    eventually,
     pack,
     read,
     send,
@@ -270,7 +269,7 @@ def test_health_and_metrics_are_those_of_any_worker(settings: MakeSettings, star
 
 
 def test_a_broker_that_dies_and_comes_back_loses_nothing(apache_runtime: Any, tmp_path: Any, start: Start) -> None:
-    with ApacheBroker(tmp_path, runtime=apache_runtime, settings=QUICK_RESTART) as apache:
+    with ApacheBroker(tmp_path, runtime=apache_runtime) as apache:
         made = settings_on(apache)
         worker = start(made)
         send(made, [pack(made, number) for number in range(20)])
