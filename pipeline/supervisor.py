@@ -37,7 +37,8 @@ _KILL_BUDGET_S = 5.0
 class RestartPolicy:
     """How long to wait before a child is started again, and when to give up on it.
 
-    The delay doubles from the first to the longest. A child that has lived `healthy_s` starts over with the first.
+    A child that has lived `healthy_s` is started again at once; from there the delay doubles from the first to the
+    longest.
     """
 
     first_delay_s: float = 0.2
@@ -47,10 +48,11 @@ class RestartPolicy:
     max_deaths: int = 10
 
     def delay_s(self, deaths: int) -> float | None:
-        """After that many deaths in a row (1 is the first); None: give up."""
-        assert deaths >= 1
+        """After that many deaths in a row, 0 for one that was healthy; None: give up."""
         if deaths >= self.max_deaths:
             return None
+        if not deaths:
+            return 0.0
         return min(self.first_delay_s * 2.0 ** (deaths - 1), self.longest_delay_s)
 
 
@@ -63,7 +65,7 @@ class RestartCount:
 
     def next_delay_s(self, lived_s: float) -> float | None:
         """The child died after `lived_s`: wait this long before the next start; None: give up."""
-        self.deaths = 1 if lived_s >= self._policy.healthy_s else self.deaths + 1
+        self.deaths = 0 if lived_s >= self._policy.healthy_s else self.deaths + 1
         return self._policy.delay_s(self.deaths)
 
 

@@ -16,13 +16,13 @@ def test_a_healthy_life_starts_over() -> None:
     for _ in range(9):
         count.next_delay_s(lived_s=29.9)
     assert count.deaths == 9
-    assert count.next_delay_s(lived_s=30.0) == 0.2
-    assert count.next_delay_s(lived_s=1.0) == 0.4
+    assert count.next_delay_s(lived_s=30.0) == 0.0
+    assert count.next_delay_s(lived_s=1.0) == 0.2
 
 
 def test_a_child_that_always_dies_after_a_healthy_life_is_never_given_up() -> None:
     count = RestartCount(RestartPolicy())
-    assert {count.next_delay_s(lived_s=31.0) for _ in range(100)} == {0.2}
+    assert {count.next_delay_s(lived_s=31.0) for _ in range(100)} == {0.0}
 
 
 def test_one_death_allowed_means_none_is_followed_by_a_start() -> None:
