@@ -187,7 +187,7 @@ class ApacheBroker:
 
     def _fence_predecessor(self, runtime: Runtime) -> bool:
         """Let a controller alone take the killed broker out; False where another try may help."""
-        self._write_properties(None, self._settings | fencing.SETTINGS)
+        self._write_properties(None, {**self._settings, **fencing.SETTINGS})
         controller = self._process = self._run(runtime)
         if fencing.fence(controller, self._log_since_start):
             return True
