@@ -94,7 +94,9 @@ class Echo:
         )
         self.worker = share_worker(
             settings,
-            intake=PackIntake(decode_token_pack, dead_letters=dead_letters),
+            intake=PackIntake(
+                decode_token_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+            ),
             dead_letters=dead_letters,
             client_id=f"echo-{id(self)}",
             metrics=metrics,
