@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from pipeline.apache_kafka.java import java_environment
 from pipeline.errors import UserError
 from pipeline.file_lock import FileLock, FileLocked
+from pipeline.user_cache import cache_folder
 
 log = logging.getLogger("penstock.broker")
 
@@ -44,15 +44,6 @@ class Jars:
     def classpath(self) -> str:
         """Sorted: an archive of classes fits only the classpath that it was made with."""
         return os.pathsep.join(sorted(map(str, self.folder.glob("*.jar"))))
-
-
-def cache_folder() -> Path:
-    """Where Penstock keeps what it can fetch again."""
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(chosen):  # the XDG specification: a relative one is to be ignored
-        return Path(chosen, "penstock")
-    home = Path.home()
-    return home / "Library/Caches/penstock" if sys.platform == "darwin" else home / ".cache/penstock"
 
 
 def find_jars() -> Jars:

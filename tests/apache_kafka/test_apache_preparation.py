@@ -14,11 +14,12 @@ import pytest
 
 from pipeline.apache_kafka import data_directory, jars
 from pipeline.apache_kafka.data_directory import DataDirectory
-from pipeline.apache_kafka.jars import KAFKA_VERSION, cache_folder, find_jars
+from pipeline.apache_kafka.jars import KAFKA_VERSION, find_jars
 from pipeline.apache_kafka.java import find_java
 from pipeline.apache_kafka.server_properties import server_properties
 from pipeline.errors import UserError
 from pipeline.file_lock import FileLock, FileLocked
+from pipeline.user_cache import cache_folder
 
 WAIT_S = 20.0
 Usage = namedtuple("Usage", "total used free")
