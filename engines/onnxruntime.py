@@ -17,7 +17,7 @@ from engines.checkpoint import Checkpoint
 from engines.errors import EngineError
 from engines.graph import written_graph
 from engines.heads import PooledOutput, check_outputs
-from engines.rows import PackedRows, check_rows, texts_of
+from engines.rows import PackedRows, check_rows, graph_inputs
 
 # ONNX Runtime's exceptions have no class in common but Exception.
 _FAILURES = (
@@ -41,18 +41,7 @@ class OnnxRuntimeEngine:
         self._vocab_size = int(checkpoint.config.vocab_size)
         self._max_positions = checkpoint.max_positions
         self._widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
-        model = written_graph(checkpoint, outputs)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Plans of memory are kept by shape, and micro-batches come in many.
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3  # errors: its warnings are about graph optimisation
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except _FAILURES as err:
-            raise EngineError(f"ONNX Runtime can't build {checkpoint.folder}: {err}") from err
+        self._session = open_session(checkpoint, outputs, threads=threads)
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -61,18 +50,28 @@ class OnnxRuntimeEngine:
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
         try:
-            tensors = self._session.run(
-                list(self._widths),
-                {
-                    "input_ids": rows.input_ids,
-                    "position_ids": rows.position_ids,
-                    "segment_ids": rows.segment_ids,
-                    "slots": np.arange(1, rows.slots + 1, dtype=np.int32),
-                },
-            )
+            tensors = self._session.run([*self._widths], graph_inputs(rows))
         except _FAILURES as err:
             raise EngineError(f"ONNX Runtime: {err}") from err
-        return texts_of(rows, dict(zip(self._widths, tensors, strict=True)))
+        return dict(zip(self._widths, tensors, strict=True))
 
     def close(self) -> None:
         del self._session
+
+
+def open_session(
+    checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int, told: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
+    """The graph of `engines.graph` in float32, ready to run. Raises EngineError."""
+    model = written_graph(checkpoint, outputs, told=told)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Plans of memory are kept by shape, and micro-batches come in many.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3  # errors: its warnings are about graph optimisation
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _FAILURES as err:
+        raise EngineError(f"ONNX Runtime can't build {checkpoint.folder}: {err}") from err

@@ -16,7 +16,7 @@ from engines.checkpoint import Checkpoint
 from engines.errors import EngineError, EngineUnavailable
 from engines.graph import written_graph
 from engines.heads import PooledOutput, check_outputs
-from engines.rows import PackedRows, check_rows, texts_of
+from engines.rows import PackedRows, check_rows, graph_inputs
 
 
 class OpenVinoEngine:
@@ -59,17 +59,9 @@ class OpenVinoEngine:
         # Unbounded in name only: every request comes back after one micro-batch.
         request = self._free.get()
         try:
-            request.infer(
-                {
-                    "input_ids": rows.input_ids,
-                    "position_ids": rows.position_ids,
-                    "segment_ids": rows.segment_ids,
-                    "slots": np.arange(1, rows.slots + 1, dtype=np.int32),
-                },
-                share_inputs=True,
-            )
-            # The request owns these tensors: the texts' vectors are copied out before it is free again.
-            return texts_of(rows, {name: request.get_tensor(name).data for name in self._widths})
+            request.infer(graph_inputs(rows), share_inputs=True)
+            # The request owns these tensors: they are copied out before it is free again.
+            return {name: request.get_tensor(name).data.copy() for name in self._widths}
         except RuntimeError as err:
             raise EngineError(f"OpenVINO: {err}") from err
         finally:

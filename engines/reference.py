@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.checkpoint import Checkpoint
 from engines.encoder import EncoderLayer, Norm, read_encoder
 from engines.heads import DenseLayer, PooledOutput, check_outputs
-from engines.rows import PackedRows, check_rows, texts_of
+from engines.rows import PackedRows, check_rows
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -35,16 +35,13 @@ class ReferenceEngine:
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         check_rows(rows, vocab_size=self._encoder.vocab_size, max_positions=self._max_positions)
-        tensors = {
-            name: np.zeros((rows.segment_ids.shape[0], rows.slots, width), np.float32)
-            for name, width in self._widths.items()
-        }
-        for row, slot in zip(rows.row, rows.slot, strict=True):
+        answers = {name: np.zeros((rows.row.size, width), np.float32) for name, width in self._widths.items()}
+        for text, (row, slot) in enumerate(zip(rows.row, rows.slot, strict=True)):
             mine = rows.segment_ids[row] == slot + 1
             hidden = self._encode(rows.input_ids[row][mine], rows.position_ids[row][mine])  # (T, H)
             for output in self._outputs:
-                tensors[output.name][row, slot] = _pool(output, hidden, rows.position_ids[row][mine])
-        return texts_of(rows, tensors)
+                answers[output.name][text] = _pool(output, hidden, rows.position_ids[row][mine])
+        return answers
 
     def close(self) -> None:
         """Nothing is held."""

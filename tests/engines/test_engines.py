@@ -166,7 +166,7 @@ def test_openvino_missing_says_what_to_install(tiny: Checkpoint, monkeypatch: py
 
 
 def test_a_graph_that_finds_no_room_says_so(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_no_room(*_: object) -> None:
+    def find_no_room(*_: object, **__: object) -> None:
         raise EncodeError("Failed to serialize proto")
 
     monkeypatch.setattr(graph, "packed_graph", find_no_room)
@@ -178,7 +178,7 @@ def test_graph_is_valid_plain_onnx(tiny: Checkpoint) -> None:
     model = packed_graph(tiny, outputs_of(tiny))
     onnx.checker.check_model(model, full_check=True)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
-    assert [each.name for each in model.graph.input] == ["input_ids", "position_ids", "segment_ids", "slots"]
+    assert [each.name for each in model.graph.input] == [*graph.INPUTS]
     assert [each.name for each in model.graph.output] == ["embedding", "mean", "first", "sentiment", "class"]
 
 
