@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from engines.checkpoint import Checkpoint, CheckpointConfig, Pooling, find_checkpoint, load_checkpoint, read_config
 from engines.engine import open_engine
-from engines.errors import CheckpointError, EngineError, EngineUnavailable
+from engines.errors import CheckpointError, EngineError, EngineUnavailable, ParityError, PlanError, PlanMissing
 from engines.heads import Head, PooledOutput, check_outputs, classification_head, load_head
 from engines.rows import Engine
 from pipeline.errors import WorkerFailure
 from pipeline.model_settings import ModelSettings, Task
+from pipeline.plans.opening import Windows, open_tensorrt_engine
+from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
 from stages.errors import TokenizerError
@@ -55,7 +58,8 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
     sharing: dict[Path, list[int]] = {}
     for index in range(len(settings.models)):
         sharing.setdefault(_folder(settings, index), []).append(index)
-    engines = [_open_engine(settings, folder, indices) for folder, indices in sharing.items()]
+    samples = cache(lambda: sample_windows(settings, open_tokenizer(settings)))
+    engines = [_open_engine(settings, folder, indices, samples) for folder, indices in sharing.items()]
     return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
 
 
@@ -95,17 +99,15 @@ def _config(settings: EnsembleSettings, index: int) -> CheckpointConfig:
         return read_config(folder)
 
 
-def _open_engine(settings: EnsembleSettings, folder: Path, indices: Sequence[int]) -> Engine:
+def _open_engine(settings: EnsembleSettings, folder: Path, indices: Sequence[int], samples: Windows) -> Engine:
     """With its weights on board; what was read of them is let go."""
+    engine = settings.engine
     with _blaming(settings, "models", indices[0], "source"):
         checkpoint = load_checkpoint(folder)
-        return open_engine(
-            settings.engine.kind,
-            checkpoint,
-            [_output(settings, index, checkpoint) for index in indices],
-            threads=settings.engine.threads,
-            instances=settings.engine.instance_count,
-        )
+        outputs = [_output(settings, index, checkpoint) for index in indices]
+        if engine.kind == "tensorrt":
+            return open_tensorrt_engine(settings, checkpoint, outputs, max_length=max_length(settings), windows=samples)
+        return open_engine(engine.kind, checkpoint, outputs, threads=engine.threads, instances=engine.instance_count)
 
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:
@@ -175,6 +177,14 @@ def _blaming(settings: EnsembleSettings, *place: str | int) -> Iterator[None]:
         raise settings.mistake(*place, message=str(err)) from err
     except EngineUnavailable as err:
         raise settings.mistake("engine", "kind", message=str(err)) from err
+    except PlanMissing as err:
+        advice = "run `penstock build` with this file on this machine, or set engine.plans: build"
+        raise settings.mistake("engine", "plans", message=f"{err}: {advice}") from err
+    except ParityError as err:
+        advice = "choose another precision, or sample_texts that are like those to come"
+        raise settings.mistake("engine", "precision", message=f"{err}: {advice}") from err
+    except PlanError as err:
+        raise WorkerFailure(str(err)) from err
     except TokenizerError as err:
         # It begins with its option, and doesn't know that the source may be the first model's.
         option, _, message = str(err).partition(": ")

@@ -40,7 +40,11 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
         else:
             _load_without_tokenizer(settings)
         engine = settings.engine
-        return f"{engine.kind}, {_counted(engine.instance_count, 'instance')} of {_counted(engine.threads, 'thread')}"
+        instances = _counted(engine.instance_count, "instance")
+        if engine.on_gpu:
+            gpus = _counted(len(engine.devices), "GPU")
+            return f"{engine.kind} in {engine.number_type}, {instances} on each of {gpus}"
+        return f"{engine.kind}, {instances} of {_counted(engine.threads, 'thread')}"
 
     host_is_ours = succeeds(f"http {settings.http.host}", lambda: _http(settings))
     broker_answers = succeeds(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))

@@ -42,9 +42,12 @@ from pipeline.command_options import (
     Json,
     Key,
     LinesFile,
+    ListPlans,
     LogLevel,
     Model,
     OptionalEnsembleFile,
+    PlanCacheFolder,
+    PrunePlans,
     ReplayFrom,
     ReplayTo,
     Stage,
@@ -140,6 +143,29 @@ def run(
     from pipeline.serve import serve
 
     serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance, standby=standby)
+
+
+@printing_command()
+def build(
+    file: OptionalEnsembleFile = None,
+    list_plans: ListPlans = False,
+    prune: PrunePlans = False,
+    plan_cache: PlanCacheFolder = None,
+) -> None:
+    """Build the TensorRT plans of an ensemble's models, on a machine with the GPU that will run them.
+
+    Each is compared with the model in float32 and refused where it differs by too much. Workers find them in the cache;
+    what is there is not built again.
+    """
+    from pipeline.plans import build as plans
+
+    plans.require_one(build_wanted=file is not None, listing=list_plans, prune=prune)
+    if file is not None:
+        plans.build(_load(file, None))
+    elif list_plans:
+        plans.list_plans(plan_cache)
+    else:
+        plans.prune_plans(plan_cache)
 
 
 @printing_command()

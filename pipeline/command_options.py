@@ -193,3 +193,15 @@ DemoRate = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+# Of `build`.
+ListPlans = Annotated[bool, typer.Option("--list", help="Show the plans that are there.")]
+PrunePlans = Annotated[bool, typer.Option("--prune", help="Remove plans that no worker has loaded for 30 days.")]
+PlanCacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Of --list and --prune, instead of the user's; ENSEMBLE.yaml names its own in engine.plan_cache.",
+        show_default=False,
+    ),
+]

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engines.precision import Precision
 from pipeline.ensemble_file import Section
 from pipeline.mistakes import Contradictions
+
+# Two instances compute in each other's gaps; of each, one batch is computed and one queued behind it.
+_GPU_INSTANCES = 2
+_BATCHES_PER_GPU_INSTANCE = 2
 
 # As a container sees its own.
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class BatchingSettings(Section):
-    """How texts are gathered for an engine: work-conserving, under caps of count, tokens and time."""
+    """How texts are gathered for an engine: work-conserving, under caps of count, tokens and time.
+
+    Defaults are a CPU's; with `engine.kind: tensorrt` they are `GPU_BATCHING`.
+    """
 
     max_pack_size: int = Field(default=64, ge=1, le=4096)
     """Texts in one record of the tokens topic. Packs of 64 cost Python 0.5 us a text, single records 1.9."""
@@ -37,8 +46,8 @@ class BatchingSettings(Section):
     there is no knee: 0 dispatches as soon as an instance is free."""
 
     row_length: int = Field(default=64, ge=8, le=32_768)
-    """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128); on a GPU 256 fills it
-    better."""
+    """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128), on a GPU 128 (12 %
+    faster than 256)."""
 
     max_in_flight_tokens: int = Field(default=65_536, ge=8, le=1 << 30)
     """Tokens that a worker has read and not yet delivered. Above it partitions are paused, below half of it
@@ -71,25 +80,81 @@ class BatchingSettings(Section):
         return self
 
 
+# What `batching` is with TensorRT where the file does not say: an H100 is at its best from 8,192 tokens on.
+GPU_BATCHING: Mapping[str, int] = {
+    "max_pack_size": 256,
+    "max_batch_size": 4096,
+    "max_batch_tokens": 16_384,
+    "row_length": 128,
+    "max_in_flight_tokens": 524_288,
+}
+
+
 class EngineSettings(Section):
     """What computes."""
 
-    kind: Literal["onnxruntime", "openvino", "numpy"] = "onnxruntime"
-    """`openvino` needs `pip install openvino` and is faster on some processors; `numpy` is slow and exact."""
+    kind: Literal["onnxruntime", "openvino", "numpy", "tensorrt"] = "onnxruntime"
+    """`tensorrt` is for NVIDIA GPUs and needs `pip install 'penstock[gpu]'`; `openvino` needs `pip install openvino`
+    and is faster on some processors; `numpy` is slow and exact."""
 
     instances: int | None = Field(default=None, ge=1, le=256)
-    """Batches that are computed at the same time. Default: as many as the process has processors for."""
+    """On processors: batches that are computed at the same time, by default as many as the process has processors for.
+    On a GPU: streams, by default 2, each with one batch in work and one behind it."""
 
     threads: int = Field(default=1, ge=1, le=256)
-    """Threads of one instance. More instances give throughput, more threads make a lone text faster."""
+    """Threads of one instance on processors. More instances give throughput, more threads make a lone text faster."""
+
+    precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"] | None = None
+    """With `tensorrt`, by default fp16. fp8 and int8 are faster; each plan is compared with the model in float32, and
+    refused where it differs by too much. The other engines compute in fp32."""
+
+    devices: Annotated[tuple[int, ...], Field(strict=False)] = (0,)
+    """With `tensorrt`: the GPUs that one process uses, as nvidia-smi numbers them."""
+
+    plans: Literal["build", "require"] = "build"
+    """With `tensorrt`: what a worker does that finds no plan: build it, which takes minutes, or fail, so that
+    `penstock build` is run first."""
+
+    plan_cache: Path | None = None
+    """With `tensorrt`: the folder of built plans, by default one of the user's own."""
+
+    sample_texts: Path | None = None
+    """With `tensorrt`: a file with a text a line, gzipped or not, like those to come: plans are checked on 1,024 of
+    them, and 8-bit numbers scaled. Default: English speeches."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.kind == "tensorrt"
 
     @property
     def instance_count(self) -> int:
-        """`instances`, or what fits the processors that this process may use."""
-        return self.instances or max(1, _processors() // self.threads)
+        """`instances`, or what fits the processors that this process may use; of each GPU."""
+        if self.on_gpu:
+            return self.instances or _GPU_INSTANCES
+        return self.instances or max(1, processors() // self.threads)
+
+    @property
+    def batches_at_once(self) -> int:
+        """As many as keep all instances at work."""
+        return self.instance_count * (_BATCHES_PER_GPU_INSTANCE * len(self.devices) if self.on_gpu else 1)
+
+    @property
+    def number_type(self) -> Precision:
+        """`precision`, or the engine's own."""
+        return self.precision or ("fp16" if self.on_gpu else "fp32")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        wrong = Contradictions()
+        if self.precision not in (None, "fp32") and not self.on_gpu:
+            wrong.add("precision", message=f"{self.precision} is not allowed with {self.kind}; allowed: fp32")
+        if not self.devices or len({*self.devices}) < len(self.devices) or min(self.devices) < 0:
+            wrong.add("devices", message=f"{[*self.devices]} is not allowed; allowed: numbers of GPUs, each once")
+        wrong.raise_if_any()
+        return self
 
 
-def _processors() -> int:
+def processors() -> int:
     """What the process may use; macOS doesn't say, and there it is what the machine has."""
     if sys.platform == "linux":
         return min(len(os.sched_getaffinity(0)), _quota(_CGROUP))

@@ -56,7 +56,7 @@ class Ensemble:
         self._postprocess = open_postprocess_stage(settings)
         self._encode = open_encode_stage(settings)
         self._closed = False
-        self._instances = ThreadPoolExecutor(settings.engine.instance_count, thread_name_prefix="encode")
+        self._instances = ThreadPoolExecutor(settings.engine.batches_at_once, thread_name_prefix="encode")
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.delivery_settings import DEFAULT_COMMIT_INTERVAL_MS, Delivery, TransactionSettings
-from pipeline.engine_settings import BatchingSettings, EngineSettings
+from pipeline.engine_settings import GPU_BATCHING, BatchingSettings, EngineSettings
 from pipeline.ensemble_file import Section, WholeFile, read_settings, validate_settings
 from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
@@ -163,6 +163,16 @@ class EnsembleSettings(WholeFile):
 
     http: HttpSettings = HttpSettings()
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_as_the_engine_likes(cls, data: Any) -> Any:
+        """A GPU is fed by the thousand."""
+        if isinstance(data, Mapping) and isinstance(engine := data.get("engine"), Mapping):
+            batching = data.get("batching", {})
+            if engine.get("kind") == "tensorrt" and isinstance(batching, Mapping):
+                return {**data, "batching": {**GPU_BATCHING, **batching}}
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> Self:

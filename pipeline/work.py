@@ -211,7 +211,7 @@ def _encode_step(settings: EnsembleSettings) -> _MakeStep:
         on_failure=fail,
         dead_letters=dead_letters,
         metrics=metrics.stage("encode"),
-        threads=settings.engine.instance_count,
+        threads=settings.engine.batches_at_once,
     )
 
 

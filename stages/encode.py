@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineBusy, EngineError
+from engines.errors import EngineBusy, EngineError, EngineLost
 from engines.rows import Engine
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, PackedText, TokenPack, encoding_pack, token_pack
@@ -86,7 +86,7 @@ class EncodeStage:
     def __call__(self, windows: Sequence[NDArray[np.int32]], groups: Sequence[RowGroup] | None = None) -> Encoded:
         """Outputs of all windows; `groups` where they were packed before. Thread-safe where the engines are.
 
-        Raises EngineError where the engine itself is at fault.
+        Raises EngineError where the engine itself is at fault, EngineLost where it is no more.
         """
         outputs = {name: np.zeros((len(windows), width), np.float32) for name, width in self._widths.items()}
         failed = {
@@ -115,7 +115,7 @@ class EncodeStage:
         [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
         try:
             answers = self._ask(group, waits_s)
-        except (EngineError, MemoryError):
+        except (EngineError, EngineLost, MemoryError):
             raise
         except Exception as err:
             raise EngineError(f"fails whatever the text: {told(err)}") from err
@@ -126,7 +126,7 @@ class EncodeStage:
     def _run(self, group: RowGroup, batch: _Batch) -> None:
         try:
             answers = self._ask(group, batch.waits_s)
-        except MemoryError:
+        except (EngineLost, MemoryError):
             raise
         except EngineError as err:
             suspects, error = group.windows, BadRecord(Reason.ENGINE_FAILED, str(err))

@@ -76,7 +76,7 @@ class Load:
         on_dead_letter: Callable[[str, str, str], None],
     ) -> None:
         self.ledger = Ledger()
-        batches = _BATCHES_IN_FLIGHT * settings.engine.instance_count
+        batches = _BATCHES_IN_FLIGHT * settings.engine.batches_at_once
         self.max_in_flight = min(max(_MIN_IN_FLIGHT, batches * settings.batching.max_batch_size), _MAX_IN_FLIGHT)
         self.late_s = 0.0
         """The most by which an open loop was behind its rate, for want of room."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.engine_settings import _quota
+from pipeline.ensemble_file import validate_settings
 from pipeline.mistakes import SettingsError
 from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
 
@@ -256,7 +257,11 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             1000,
             "batching.max_in_flight_tokens: 1000 lets no batch gather; allowed: at least 1024 (max_batch_tokens)",
         ),
-        ("engine/kind", "tensorrt", "engine.kind: 'tensorrt' is not allowed; allowed: onnxruntime, openvino, numpy"),
+        (
+            "engine/kind",
+            "torch",
+            "engine.kind: 'torch' is not allowed; allowed: onnxruntime, openvino, numpy, tensorrt",
+        ),
         ("delivery", "twice", "delivery: 'twice' is not allowed; allowed: at_least_once, exactly_once"),
         ("http/host", "", f"http.host: '' is not allowed; allowed: {HOST}"),
         ("http/host", "http://me", f"http.host: 'http://me' is not allowed; allowed: {HOST}"),
@@ -514,3 +519,34 @@ def test_a_container_s_share_of_processors_is_seen(tmp_path: Path, files: dict[s
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert _quota(tmp_path) == processors
+
+
+def test_a_gpu_is_fed_by_the_thousand_unless_the_file_says_otherwise() -> None:
+    data = {"name": "n", "models": [{"name": "m", "source": "s"}], "engine": {"kind": "tensorrt"}}
+    ensemble = EnsembleSettings.model_validate(data)
+    assert (ensemble.batching.row_length, ensemble.batching.max_batch_tokens) == (128, 16_384)
+    assert ensemble.engine.number_type == "fp16"
+    assert ensemble.engine.batches_at_once == 4
+    ensemble = EnsembleSettings.model_validate(data | {"batching": {"row_length": 64}})
+    assert (ensemble.batching.row_length, ensemble.batching.max_batch_tokens) == (64, 16_384)
+    engine = {"kind": "tensorrt", "devices": (0, 1), "instances": 3}
+    assert EnsembleSettings.model_validate(data | {"engine": engine}).engine.batches_at_once == 12
+    assert EnsembleSettings.model_validate(data | {"engine": {}}).batching.row_length == 64
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ({"precision": "fp8"}, "engine.precision: fp8 is not allowed with onnxruntime; allowed: fp32"),
+        (
+            {"kind": "tensorrt", "devices": ()},
+            r"engine.devices: \[\] is not allowed; allowed: numbers of GPUs, each once",
+        ),
+        ({"kind": "tensorrt", "devices": (1, 1)}, r"engine.devices: \[1, 1\] is not allowed"),
+        ({"kind": "tensorrt", "devices": (-1,)}, r"engine.devices: \[-1\] is not allowed"),
+    ],
+)
+def test_a_mistake_about_gpus_is_told(engine: dict[str, object], says: str) -> None:
+    data = {"name": "n", "models": [{"name": "m", "source": "s"}], "engine": engine}
+    with pytest.raises(SettingsError, match=says):
+        validate_settings(data, EnsembleSettings, origin="file")

@@ -1,0 +1,143 @@
+"""A GPU as an engine uses it: its primary context, page-locked memory, and work that is recorded once and replayed.
+
+pycuda for all but recording, which it lacks: that is NVIDIA's `cuda-bindings`. Importing this imports both, and no
+more; where they are missing it raises EngineUnavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.errors import EngineBusy, EngineError, EngineLost, EngineUnavailable
+
+try:
+    import pycuda.driver as driver
+    from cuda.bindings import driver as bindings
+except ImportError as err:
+    raise EngineUnavailable(
+        f"engine tensorrt: {err.name or err} is missing: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU "
+        "and its driver, or choose another engine.kind"
+    ) from err
+
+# Where kernels like arrays to begin.
+_ALIGNMENT_BYTES = 256
+
+
+class Device:
+    """One GPU's primary context, which other libraries of the process use too.
+
+    Nothing of the driver works on a thread outside of `current`.
+    """
+
+    def __init__(self, index: int) -> None:
+        try:
+            driver.init()
+            device = driver.Device(index)
+            self.name = str(device.name())
+            self.compute_capability: tuple[int, int] = device.compute_capability()
+            self._context = device.retain_primary_context()
+        except driver.Error as err:
+            raise EngineUnavailable(f"engine.devices: GPU {index}: {err}: does nvidia-smi list it?") from err
+        self.index = index
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Calls on this thread are about this GPU. What fails in here is raised as an engine's error."""
+        self._context.push()
+        try:
+            yield
+        except driver.Error as err:
+            raise self._told(err) from err
+        finally:
+            driver.Context.pop()
+
+    def close(self) -> None:
+        """Without this the process aborts at its end. Everything that was made on the GPU must be gone by now."""
+        self._context.detach()
+
+    def _told(self, err: Exception) -> Exception:
+        """By what it means for who called."""
+        try:
+            driver.Context.synchronize()
+        except driver.Error as again:  # an error that every later call repeats
+            return EngineLost(f"GPU {self.index} ({self.name}): {again}")
+        if isinstance(err, driver.MemoryError):
+            return EngineBusy(f"GPU {self.index} ({self.name}): {err}")
+        return EngineError(f"GPU {self.index} ({self.name}): {err}")
+
+
+class Mirror:
+    """Arrays end to end in page-locked memory, and as much on the GPU: `arrays` here, `pointers` there."""
+
+    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+        sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in layout.items()}
+        starts: dict[str, int] = {}
+        end = 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self._host: NDArray[np.uint8] = driver.pagelocked_zeros(end, np.uint8)
+        self._device = driver.mem_alloc(end)
+        self.arrays = {
+            name: self._host[starts[name] : starts[name] + sizes[name]].view(dtype).reshape(shape)
+            for name, (shape, dtype) in layout.items()
+        }
+        self.pointers = {name: int(self._device) + start for name, start in starts.items()}
+
+    def to_device(self, stream: Any) -> None:
+        """All arrays, in one copy."""
+        driver.memcpy_htod_async(self._device, self._host, stream)
+
+    def to_host(self, name: str, rows: int, stream: Any) -> None:
+        """The first rows of one array."""
+        driver.memcpy_dtoh_async(self.arrays[name][:rows], self.pointers[name], stream)
+
+
+class Recording:
+    """Work on a stream, recorded once: a CUDA graph. Raises EngineError where it can't be recorded."""
+
+    def __init__(self, stream: Any, work: Callable[[], None]) -> None:
+        self._stream = stream
+        mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _checked(bindings.cuStreamBeginCapture(stream.handle, mode))
+        try:
+            work()
+        finally:
+            ended = bindings.cuStreamEndCapture(stream.handle)
+        [self._graph] = _checked(ended)
+        [self._launchable] = _checked(bindings.cuGraphInstantiate(self._graph, 0))
+
+    def launch(self) -> None:
+        """All of it, in one call."""
+        _checked(bindings.cuGraphLaunch(self._launchable, self._stream.handle))
+
+    def close(self) -> None:
+        _checked(bindings.cuGraphExecDestroy(self._launchable))
+        _checked(bindings.cuGraphDestroy(self._graph))
+
+
+def new_stream() -> Any:
+    """Work on it is done in order, beside that of other streams."""
+    return driver.Stream()
+
+
+def new_event() -> Any:
+    """To wait for without using the processor."""
+    return driver.Event(driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING)
+
+
+def free_bytes() -> int:
+    """Of the current GPU's memory."""
+    return int(driver.mem_get_info()[0])
+
+
+def _checked(returned: tuple[Any, ...]) -> tuple[Any, ...]:
+    status, *values = returned
+    if status != bindings.CUresult.CUDA_SUCCESS:
+        raise EngineError(f"CUDA graph: {status.name}")
+    return tuple(values)

@@ -1,0 +1,79 @@
+"""An engine of lanes: what computes one batch of a plan's shape at a time, on whichever device is free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import EngineLost
+from engines.plan_shapes import PlanShape, parts
+from engines.rows import PackedRows, check_rows
+
+
+class Lane(Protocol):
+    """Computes one part at a time."""
+
+    def run(self, shape: PlanShape, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        """Output name -> float32 (N, W). Raises EngineError, EngineLost."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LaneEngine:
+    """Implements `engines.rows.Engine` over lanes. Once one is lost nothing is computed any more."""
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        shapes: Sequence[PlanShape],
+        widths: Mapping[str, int],
+        *,
+        vocab_size: int,
+        max_positions: int,
+    ) -> None:
+        self._lanes = tuple(lanes)
+        self._shapes = sorted(shapes)
+        self._widths = dict(widths)
+        self._vocab_size = vocab_size
+        self._max_positions = max_positions
+        self._lost: EngineLost | None = None
+        self._free: SimpleQueue[Lane] = SimpleQueue()
+        for lane in lanes:
+            self._free.put(lane)
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        return self._widths
+
+    def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        pieces = [(self._run(shape, part), texts) for shape, part, texts in parts(rows, self._shapes)]
+        if len(pieces) == 1:
+            return pieces[0][0]
+        answers = {name: np.empty((rows.row.size, width), np.float32) for name, width in self._widths.items()}
+        for piece, texts in pieces:
+            for name, answer in piece.items():
+                answers[name][texts] = answer
+        return answers
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+    def _run(self, shape: PlanShape, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        # Unbounded in name only: every lane comes back after one micro-batch.
+        lane = self._free.get()
+        try:
+            if self._lost is not None:
+                raise self._lost
+            return lane.run(shape, rows)
+        except EngineLost as err:
+            self._lost = err
+            raise
+        finally:
+            self._free.put(lane)

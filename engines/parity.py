@@ -1,0 +1,96 @@
+"""Whether an engine's numbers are the model's: compared with the reference's on the same texts, before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import ParityError
+from engines.heads import PooledOutput
+from engines.precision import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The least that is let pass: the cosine of every text (`each`) and in the mean, the share of decisions kept."""
+
+    each: float
+    mean: float
+    decisions: float
+
+
+BOUNDS: Mapping[Precision, Bound] = {
+    "fp32": Bound(each=0.999_99, mean=0.999_999, decisions=1.0),
+    "fp16": Bound(each=0.9995, mean=0.9999, decisions=0.995),
+    "bf16": Bound(each=0.995, mean=0.999, decisions=0.99),
+    "fp8": Bound(each=0.97, mean=0.99, decisions=0.99),
+    "int8": Bound(each=0.97, mean=0.99, decisions=0.99),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """One output's. Of an output with a head, `decisions` is the share of texts whose highest logit is the same one;
+    its logits have no direction to speak of, so they have no cosine."""
+
+    texts: int
+    cosine_min: float | None
+    cosine_mean: float | None
+    max_error: float
+    decisions: float | None
+
+    def __str__(self) -> str:
+        words = [f"max error {self.max_error:.2g}"]
+        if self.cosine_min is not None and self.cosine_mean is not None:
+            words.insert(0, f"cosine {self.cosine_min:.6f} at least, {self.cosine_mean:.6f} in the mean")
+        if self.decisions is not None:
+            words.insert(0, f"{self.decisions:.2%} of decisions equal")
+        return f"{', '.join(words)}, of {self.texts} texts"
+
+
+def compare(output: PooledOutput, reference: NDArray[np.float32], computed: NDArray[np.float32]) -> Parity:
+    """Of an output's numbers, (N, W) each."""
+    assert reference.shape == computed.shape
+    error = float(np.abs(reference - computed).max())
+    if output.head is not None:
+        # A head of one number is read by its sign.
+        decided = [(rows > 0) if rows.shape[1] == 1 else rows.argmax(axis=1) for rows in (reference, computed)]
+        same = float(np.mean(decided[0] == decided[1]))
+        return Parity(texts=len(reference), cosine_min=None, cosine_mean=None, max_error=error, decisions=same)
+    wide = [rows.astype(np.float64) for rows in (reference, computed)]
+    norms = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
+    cosines = np.einsum("nw,nw->n", *wide) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return Parity(
+        texts=len(reference),
+        cosine_min=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        max_error=error,
+        decisions=None,
+    )
+
+
+def require(parities: Mapping[str, Parity], precision: Precision) -> None:
+    """Raises ParityError where an output, by its name, falls short of the precision's bound, with by how much.
+
+    What is not finite falls short of everything.
+    """
+    bound = BOUNDS[precision]
+    short: list[str] = []
+    for name, parity in parities.items():
+        measured: Sequence[tuple[str, float | None, float]] = (
+            ("cosine", parity.cosine_min, bound.each),
+            ("mean cosine", parity.cosine_mean, bound.mean),
+            ("share of equal decisions", parity.decisions, bound.decisions),
+        )
+        short += [
+            f"{name}: {what} {value:.6f}, wanted {least:g}"
+            for what, value, least in measured
+            if value is not None and not value >= least
+        ]
+        if not np.isfinite(parity.max_error):
+            short.append(f"{name}: numbers that are not finite")
+    if short:
+        raise ParityError(f"in {precision} the engine is not the model: {'; '.join(short)}")

@@ -1,0 +1,48 @@
+"""TensorRT's Python API, as far as 10.6 and 11 agree: what it says goes to a log and into errors."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import ModuleType
+from typing import Any
+
+from engines.errors import EngineUnavailable
+
+log = logging.getLogger("penstock.tensorrt")
+
+# A plan's errors are told in one line.
+_LONGEST = 500
+
+
+def load_tensorrt() -> ModuleType:
+    """The module. Raises EngineUnavailable where it is not installed, or finds no driver it can use."""
+    try:
+        module = importlib.import_module("tensorrt")
+    except ImportError as err:
+        raise EngineUnavailable(
+            f"engine tensorrt: {err}: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU and its driver, "
+            "or choose another engine.kind"
+        ) from err
+    return module
+
+
+def new_logger(trt: ModuleType) -> Any:
+    """An ILogger that passes on to Python's logging and keeps errors: `said()` is the last of them."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+                log.debug("error: %s", message)  # who asked gets it as an exception
+            elif severity == trt.ILogger.WARNING:
+                log.debug("warning: %s", message)
+
+        def said(self) -> str:
+            return " ".join(self.errors[-1].split())[:_LONGEST] if self.errors else "TensorRT does not say why"
+
+    return Logger()

@@ -1,0 +1,239 @@
+"""From a checkpoint to a TensorRT engine that is known to be the model: plans from the cache, or built and checked.
+
+graph -> key of each shape -> cache? -> build on this GPU -> parity with the reference -> keep -> lanes on each GPU
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.calibration import measure_channels, quantization
+from engines.checkpoint import Checkpoint
+from engines.errors import PlanError, PlanMissing
+from engines.graph import written_graph
+from engines.heads import PooledOutput, check_outputs
+from engines.lanes import LaneEngine
+from engines.onnxruntime import OnnxRuntimeEngine
+from engines.parity import Parity, compare, require
+from engines.plan import BuiltPlan, build_plan
+from engines.plan_shapes import PlanShape, plan_shapes
+from engines.precision import Numbers, Precision
+from engines.rows import Engine
+from engines.tensorrt_library import load_tensorrt
+from pipeline.engine_settings import processors
+from pipeline.plans.cache import About, PlanCache, digest
+from pipeline.plans.samples import sample_rows
+from pipeline.settings import EnsembleSettings
+
+log = logging.getLogger("penstock.plans")
+
+Windows = Callable[[], list[NDArray[np.int32]]]
+# Raises ParityError where a precision's outputs are not the model's.
+Gate = Callable[[Mapping[str, Parity], Precision], None]
+
+# TensorRT's own default; 5 took twice as long to build and was not faster.
+_OPTIMIZATION_LEVEL = 3
+_CALIBRATION_TOKENS = 8192
+_REFERENCE_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What a plan is built of. `windows` gives sample texts, when they are wanted; `gate` judges it."""
+
+    checkpoint: Checkpoint
+    outputs: Sequence[PooledOutput]
+    precision: Precision
+    shapes: Sequence[PlanShape]
+    windows: Windows
+    gate: Gate
+
+
+def open_tensorrt_engine(
+    settings: EnsembleSettings,
+    checkpoint: Checkpoint,
+    outputs: Sequence[PooledOutput],
+    *,
+    max_length: int,
+    windows: Windows,
+    gate: Gate = require,
+) -> Engine:
+    """On each GPU of `engine.devices`, warm.
+
+    Raises EngineUnavailable, PlanMissing, PlanError, EngineError; UserError where the cache or the samples can't be
+    used.
+    """
+    trt = load_tensorrt()
+    from engines import cuda  # where there is no GPU it can't be imported
+    from engines.tensorrt import open_lanes
+
+    model = Model(
+        checkpoint=checkpoint,
+        outputs=outputs,
+        precision=settings.engine.number_type,
+        shapes=plan_shapes(
+            row_length=settings.batching.row_length,
+            max_length=max_length,
+            max_batch_tokens=settings.batching.max_batch_tokens,
+        ),
+        windows=windows,
+        gate=gate,
+    )
+    widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
+    may_build = settings.engine.plans == "build"
+    lanes = []
+    for index in settings.engine.devices:
+        device = cuda.Device(index)
+
+        def opened(plans: Mapping[PlanShape, bytes], *, instances: int, device: cuda.Device = device) -> LaneEngine:
+            return LaneEngine(
+                open_lanes(trt, device, plans, widths, instances=instances),
+                [*plans],
+                widths,
+                vocab_size=int(checkpoint.config.vocab_size),
+                max_positions=checkpoint.max_positions,
+            )
+
+        plans = _Plans(trt, device.name, device.compute_capability, PlanCache(settings.engine.plan_cache), model)
+        with device.current():
+            ready = plans.ready(may_build=may_build, opened=lambda some: opened(some, instances=1))
+        lanes += open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count)
+    return LaneEngine(
+        lanes,
+        model.shapes,
+        widths,
+        vocab_size=int(checkpoint.config.vocab_size),
+        max_positions=checkpoint.max_positions,
+    )
+
+
+class _Plans:
+    """A model's plans for one kind of GPU."""
+
+    def __init__(
+        self, trt: ModuleType, gpu: str, compute_capability: tuple[int, int], cache: PlanCache, model: Model
+    ) -> None:
+        self._trt = trt
+        self._gpu = gpu
+        self._chip = re.sub(r"\W+", "-", f"{gpu} sm{''.join(map(str, compute_capability))}")
+        self._cache = cache
+        self._model = model
+        self._references: dict[int, dict[str, NDArray[np.float32]]] = {}
+
+    def ready(
+        self, *, may_build: bool, opened: Callable[[Mapping[PlanShape, bytes]], Engine]
+    ) -> dict[PlanShape, bytes]:
+        """All of them, those that were missing built and checked. `opened` makes an engine of some."""
+        graph = self._graph()
+        keys = {
+            shape: digest(graph, str(shape), self._trt.__version__, self._chip, str(_OPTIMIZATION_LEVEL))
+            for shape in self._model.shapes
+        }
+        found = {shape: self._cache.plan(key) for shape, key in keys.items()}
+        missing = [shape for shape, plan in found.items() if plan is None]
+        if missing and not may_build:
+            names = ", ".join(map(str, missing))
+            raise PlanMissing(f"{self._model.checkpoint.folder}: no plan of {names} in {self._cache.folder}")
+        for shape in missing:
+            with self._cache.building(keys[shape]):
+                found[shape] = self._cache.plan(keys[shape]) or self._build(graph, shape, keys[shape], opened)
+        return {shape: plan for shape, plan in found.items() if plan is not None}
+
+    def _build(
+        self, graph: bytes, shape: PlanShape, key: str, opened: Callable[[Mapping[PlanShape, bytes]], Engine]
+    ) -> bytes:
+        version, model = self._trt.__version__, self._model
+        log.info(
+            "%s: building its %s plan of %s tokens for %s", model.checkpoint.folder, model.precision, shape, self._gpu
+        )
+        started_s = time.monotonic()
+        built: BuiltPlan = build_plan(
+            self._trt,
+            graph,
+            shape.inputs(),
+            timings=self._cache.timings(version, self._chip),
+            optimization_level=_OPTIMIZATION_LEVEL,
+            on_progress=lambda phase, percent: log.debug("%s: %d %%", phase, percent),
+        )
+        seconds = time.monotonic() - started_s
+        self._cache.keep_timings(version, self._chip, built.timings)
+        engine = opened({shape: built.plan})
+        try:
+            parity = self._parity(engine, shape)
+        finally:
+            engine.close()
+        about = About(
+            model=str(model.checkpoint.folder),
+            precision=model.precision,
+            shape=str(shape),
+            tensorrt=version,
+            gpu=self._gpu,
+            chip=self._chip,
+            bytes=len(built.plan),
+            seconds=round(seconds, 1),
+            parity={name: str(each) for name, each in parity.items()},
+        )
+        log.info("plan of %s tokens: %.0f s, %d MB; %s", shape, seconds, len(built.plan) >> 20, about.parity)
+        model.gate(parity, model.precision)
+        self._cache.keep(key, built.plan, about)
+        return built.plan
+
+    def _parity(self, engine: Engine, shape: PlanShape) -> dict[str, Parity]:
+        """Of the sample windows that fit the shape's rows."""
+        model = self._model
+        windows = [window for window in model.windows() if len(window) <= shape.row_length]
+        if not windows:
+            raise PlanError(f"no sample text has at most {shape.row_length} tokens: name shorter engine.sample_texts")
+        if shape.row_length not in self._references:
+            reference = OnnxRuntimeEngine(model.checkpoint, model.outputs, threads=processors())
+            self._references[shape.row_length] = _answers(
+                reference, windows, row_length=shape.row_length, max_batch_tokens=_REFERENCE_TOKENS
+            )
+        wanted = self._references[shape.row_length]
+        got = _answers(engine, windows, row_length=shape.row_length, max_batch_tokens=shape.tokens)
+        return {output.name: compare(output, wanted[output.name], got[output.name]) for output in model.outputs}
+
+    def _graph(self) -> bytes:
+        model = self._model
+        return written_graph(model.checkpoint, model.outputs, numbers=self._numbers())
+
+    def _numbers(self) -> Numbers:
+        precision = self._model.precision
+        if precision == "fp8" or precision == "int8":
+            return Numbers(
+                floats="fp16", quantization=quantization(precision, self._model.checkpoint, self._channels())
+            )
+        return Numbers(floats=precision)
+
+    def _channels(self) -> dict[str, NDArray[np.float32]]:
+        model = self._model
+        windows = model.windows()
+        weights = [name.encode() + weight.tobytes() for name, weight in sorted(model.checkpoint.weights.items())]
+        key = digest(*weights, *(window.tobytes() for window in windows))
+        if (channels := self._cache.channels(key)) is None:
+            log.info("%s: measuring its activations over %d texts", model.checkpoint.folder, len(windows))
+            rows = sample_rows(windows, row_length=model.shapes[-1].row_length, max_batch_tokens=_CALIBRATION_TOKENS)
+            measured = measure_channels(
+                model.checkpoint, model.outputs, [each for each, _ in rows], threads=processors()
+            )
+            channels = {name: each.tolist() for name, each in measured.items()}
+            self._cache.keep_channels(key, channels)
+        return {name: np.array(each, np.float32) for name, each in channels.items()}
+
+
+def _answers(
+    engine: Engine, windows: Sequence[NDArray[np.int32]], *, row_length: int, max_batch_tokens: int
+) -> dict[str, NDArray[np.float32]]:
+    answers = {name: np.empty((len(windows), width), np.float32) for name, width in engine.widths.items()}
+    for rows, places in sample_rows(windows, row_length=row_length, max_batch_tokens=max_batch_tokens):
+        for name, answer in engine.run(rows).items():
+            answers[name][places] = answer
+    return answers
