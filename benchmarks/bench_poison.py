@@ -108,7 +108,7 @@ def run(
         on_failure=lambda err: print(err),
         dead_letters=DeadLetters({}, topic="dead", stage="encode", group="poison", metrics=metrics),
         metrics=metrics,
-        threads=settings.engine.instance_count,
+        threads=settings.engine.batches_at_once,
     )
     started_ms = now_ms()
     for place, unit in enumerate(units):

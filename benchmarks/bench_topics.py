@@ -44,8 +44,8 @@ def bare(file: Path, texts: list[str]) -> dict[str, float]:
         encoded = stage(chosen)
         return encoded.tokens, encoded.padded_tokens
 
-    with ThreadPoolExecutor(settings.engine.instance_count) as instances:
-        list(instances.map(run, batches[: 2 * settings.engine.instance_count]))
+    with ThreadPoolExecutor(settings.engine.batches_at_once) as instances:
+        list(instances.map(run, batches[: 2 * settings.engine.batches_at_once]))
         started_s = time.perf_counter()
         counts = list(instances.map(run, batches))
         seconds = time.perf_counter() - started_s
