@@ -152,10 +152,10 @@ def build(
     prune: PrunePlans = False,
     plan_cache: PlanCacheFolder = None,
 ) -> None:
-    """Build the TensorRT plans of an ensemble's models, on a machine with the GPU that will run them.
+    """Build the TensorRT plans of an ensemble's models.
 
-    Each is compared with the model in float32 and refused where it differs by too much. Workers find them in the cache;
-    what is there is not built again.
+    On a machine with the GPU that will run them. Each is compared with the model in float32 and refused where it
+    differs by too much. Workers find them in the cache; what is there is not built again.
     """
     from pipeline.plans import build as plans
 

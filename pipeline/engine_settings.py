@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from engines.precision import Precision
-from pipeline.ensemble_file import Section
+from pipeline.ensemble_file import FilePath, Section
 from pipeline.mistakes import Contradictions
 
 # Two instances compute in each other's gaps; of each, one batch is computed and one queued behind it.
@@ -115,10 +115,10 @@ class EngineSettings(Section):
     """With `tensorrt`: what a worker does that finds no plan: build it, which takes minutes, or fail, so that
     `penstock build` is run first."""
 
-    plan_cache: Path | None = None
+    plan_cache: FilePath | None = None
     """With `tensorrt`: the folder of built plans, by default one of the user's own."""
 
-    sample_texts: Path | None = None
+    sample_texts: FilePath | None = None
     """With `tensorrt`: a file with a text a line, gzipped or not, like those to come: plans are checked on 1,024 of
     them, and 8-bit numbers scaled. Default: English speeches."""
 

@@ -7,11 +7,12 @@ read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -32,6 +33,15 @@ class Section(BaseModel):
     """A mapping of the file: no option it doesn't know, no value of another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def resolved(path: Path, info: ValidationInfo) -> Path:
+    """A path of the file, from the folder that the file is in; ~ is one's home."""
+    folder: Path | None = (info.context or {}).get("folder")
+    return (folder or Path.cwd()) / os.path.expanduser(path)
+
+
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(resolved)]
 
 
 class WholeFile(Section):

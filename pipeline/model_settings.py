@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from pipeline.ensemble_file import Section
+from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
 from pipeline.names import Name
 
@@ -21,16 +21,11 @@ _DEFAULT_STRIDE = 32
 
 def _source(source: str, info: ValidationInfo) -> str:
     """A folder becomes its absolute path; what is no folder and looks like no path is a package's name."""
-    path = _resolved(Path(source), info)
+    path = resolved(Path(source), info)
     looks_like_path = "/" in source or source.startswith(("~", "."))
     # A file is told as such when it is loaded. It comes before no package: a package may be called like one.
     looks_like_path |= os.path.isfile(path) and not source.replace("-", "_").isidentifier()
     return str(path) if looks_like_path or os.path.isdir(path) else source
-
-
-def _resolved(path: Path, info: ValidationInfo) -> Path:
-    folder: Path | None = (info.context or {}).get("folder")
-    return (folder or Path.cwd()) / os.path.expanduser(path)
 
 
 ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_source)]
@@ -90,7 +85,7 @@ class ModelSettings(Section):
     """Whether the pooled vector gets length 1, which makes cosine and dot product the same. Default like pooling.
     A `head` must be trained on vectors made the same way."""
 
-    head: Annotated[Path, Field(strict=False), AfterValidator(_resolved)] | None = None
+    head: FilePath | None = None
     """A safetensors file with a linear head on the pooled vector and its labels, relative to the ensemble file.
     Default: the checkpoint's own head."""
 

@@ -68,7 +68,7 @@ def prune_plans(folder: Path | None) -> None:
 def require_one(*, build_wanted: bool, listing: bool, prune: bool) -> None:
     """Raises UserError unless exactly one thing is to be done."""
     if sum((build_wanted, listing, prune)) != 1:
-        raise UserError("penstock build: give ENSEMBLE.yaml, --list or --prune, one of them")
+        raise UserError("build: give ENSEMBLE.yaml, --list or --prune, one of them")
 
 
 def _megabytes(plans: list[Kept]) -> int:

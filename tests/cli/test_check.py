@@ -56,7 +56,8 @@ def test_a_file_with_mistakes_ends_the_checks(penstock: Penstock, ensemble: Writ
     found = penstock("check", file)
     assert found.code == 2
     assert found.out.splitlines() == [
-        f"FAILED  file: {file}:1: engine.kind: 'abacus' is not allowed; allowed: onnxruntime, openvino, numpy",
+        f"FAILED  file: {file}:1: engine.kind: 'abacus' is not allowed; "
+        "allowed: onnxruntime, openvino, numpy, tensorrt",
         f"FAILED  file: {file}:1: http.prot: no such option; did you mean port?",
     ]
 

@@ -23,6 +23,9 @@ from engines.rows import PackedRows, graph_inputs
 from stages.packing import pack_rows
 from tests.engines.conftest import VOCAB
 
+# A timing cache is nothing to TensorRT-RTX, and it says so.
+pytestmark = pytest.mark.filterwarnings("ignore:.*TensorRT-RTX.*:DeprecationWarning")
+
 OUTPUTS = [PooledOutput(name="embedding", pooling="mean", normalize=True)]
 
 

@@ -1,0 +1,94 @@
+"""`penstock build`, on a fake GPU and without one; and a worker's engine from the file to the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.ensemble import Ensemble
+from pipeline.settings import load_ensemble
+from tests.cli.conftest import Penstock, WriteEnsemble
+from tests.fake_gpu import FakeGpu, install
+
+ENGINE = {"kind": "tensorrt", "precision": "fp32"}
+BATCHING = {"row_length": 32, "max_batch_tokens": 128}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return install(monkeypatch)
+
+
+def test_plans_are_built_listed_and_found_again(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    cache = tmp_path / "plans"
+    file = ensemble(engine=ENGINE | {"plan_cache": str(cache), "devices": [0]}, batching=BATCHING)
+    found = penstock("build", file)
+    assert found.code == 0
+    assert found.out.startswith("ready after ")
+    assert found.out.endswith(f" s; plans are in {cache}\n")
+    assert len(gpu.built) == 2
+    listed = penstock("build", "--list", "--plan-cache", cache).out
+    assert "2 plans" in listed.splitlines()[-1]
+    for word in ("fp32", "1x32", "4x32", "Fake H100"):
+        assert word in listed
+    assert penstock("build", file).code == 0
+    assert len(gpu.built) == 2
+    assert penstock("build", "--prune", "--plan-cache", cache).out.startswith("0 plans removed")
+
+
+def test_a_prediction_on_the_gpu_is_that_of_the_processor(
+    ensemble: WriteEnsemble, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    with Ensemble(load_ensemble(ensemble())) as on_cpu:
+        [wanted] = on_cpu.predict(["Loved it."])
+    engine = ENGINE | {"plan_cache": str(tmp_path / "plans")}
+    with Ensemble(load_ensemble(ensemble(engine=engine, batching=BATCHING))) as on_gpu:
+        [found] = on_gpu.predict(["Loved it."])
+    assert found.outputs["vector"] == pytest.approx(wanted.outputs["vector"], abs=1e-5)
+    assert gpu.launches > 0
+
+
+def test_a_worker_that_may_not_build_says_what_to_do(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    engine = ENGINE | {"plan_cache": str(tmp_path / "plans"), "plans": "require"}
+    file = ensemble(engine=engine, batching=BATCHING)
+    found = penstock("predict", file)
+    assert found.code == 2
+    assert f"{file}:1: engine.plans: " in found.err
+    assert "no plan of 1x32, 4x32 in " in found.err
+    assert "run `penstock build` with this file on this machine" in found.err
+    assert penstock("build", file).code == 0, "build builds, whatever workers may"
+    assert penstock("predict", file).code == 0
+
+
+def test_an_engine_that_is_not_the_model_is_a_mistake_of_the_precision(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    gpu.spoils = lambda rows: -rows
+    file = ensemble(engine=ENGINE | {"plan_cache": str(tmp_path / "plans")}, batching=BATCHING)
+    found = penstock("build", file)
+    assert found.code == 2
+    assert "engine.precision: in fp32 the engine is not the model: vector: cosine -1.0" in found.err
+
+
+def test_without_tensorrt_it_says_what_to_install(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    file = ensemble(engine=ENGINE)
+    found = penstock("build", file)
+    assert found.code == 2
+    assert "engine.kind: engine tensorrt: No module named 'tensorrt': pip install 'penstock[gpu]'" in found.err
+
+
+def test_what_needs_no_plans_is_told(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    found = penstock("build", ensemble())
+    assert found.code == 2
+    assert "engine.kind: onnxruntime needs no plans; allowed: tensorrt" in found.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list", "--prune"]])
+def test_it_does_one_thing_at_a_time(penstock: Penstock, arguments: list[str]) -> None:
+    found = penstock("build", *arguments)
+    assert (found.code, found.err) == (2, "penstock: build: give ENSEMBLE.yaml, --list or --prune, one of them\n")
