@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="requests in each partition")
+    parser.add_argument("--fetch-wait-ms", type=int, default=1)
+    parser.add_argument("--model-source", help="a model's folder or package, instead of --model's; for trials")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--no-engine", action="store_true", help="leave the bare engine out")
     options = parser.parse_args()
@@ -82,7 +84,7 @@ def main() -> None:
 
 def write_ensemble(folder: Path, options: argparse.Namespace, device: int) -> Path:
     """One file a GPU, of the same ensemble."""
-    source, head = MINILM, str(SENTIMENT)
+    source, head = MINILM, {"head": str(SENTIMENT), "pooling": "mean"}
     if options.model != "minilm":
         layers, width, *rest = SIZES[options.model]
         checkpoint, random_head = folder / options.model, folder / "head.safetensors"
@@ -91,17 +93,19 @@ def write_ensemble(folder: Path, options: argparse.Namespace, device: int) -> Pa
             weight = np.random.default_rng(3).normal(size=(2, width)).astype(np.float32)
             layer = DenseLayer(weight=weight, bias=np.zeros(2, np.float32))
             save_head(random_head, Head(labels=("NO", "YES"), layers=(layer,)), metadata={})
-        source, head = str(checkpoint), str(random_head)
+        source, head = str(checkpoint), {"head": str(random_head), "pooling": "mean"}
+    if options.model_source:
+        source, head = options.model_source, {}
     engine: dict[str, Any] = {"kind": "tensorrt", "precision": options.precision, "devices": [device]}
     data = {
         "name": "gpu",
         "topics": {"partitions": options.partitions},
         "tokenizer": {"source": MINILM, "max_length": 128},
-        "models": [
-            {"name": "verdict", "source": source, "task": "text-classification", "head": head, "pooling": "mean"}
-        ],
+        "models": [{"name": "verdict", "source": source, "task": "text-classification", **head}],
         "engine": {"kind": "onnxruntime"} if options.cpu else engine,
         "http": {"port": 0},
+        # The embedded broker answers a fetch with one batch of each partition, and waits where one has none.
+        "kafka": {"consumer": {"fetch.wait.max.ms": options.fetch_wait_ms}},
     }
     file = folder / f"ensemble-{device}.yaml"
     file.write_text(json.dumps(data))
@@ -210,9 +214,9 @@ def load(
     """Requests to every `of`th partition from `place` on, as many as were answered; says how many a second."""
     mine = range(place, partitions, of)
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "linger.ms": 5, "queue.buffering.max.messages": 1_000_000, "acks": 1}
+        {"bootstrap.servers": bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 1_000_000, "acks": 1}
     )
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "load", "fetch.wait.max.ms": 5})
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "load", "fetch.wait.max.ms": 1})
     consumer.assign([TopicPartition(results, partition, 0) for partition in mine])
     texts = cycle(
         [json.dumps({"text": text})[:-1] for text in islice(read_texts(DEMO / "texts.txt.gz"), place, TEXTS, of)]
