@@ -7,25 +7,29 @@ more; where they are missing it raises EngineUnavailable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.errors import EngineBusy, EngineError, EngineLost, EngineUnavailable
+from engines.errors import DeviceUnavailable, EngineBusy, EngineError, EngineLost, EngineUnavailable
 
 try:
     import pycuda.driver as driver
     from cuda.bindings import driver as bindings
 except ImportError as err:
     raise EngineUnavailable(
-        f"engine tensorrt: {err.name or err} is missing: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU "
+        f"engine tensorrt: {err}: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU "
         "and its driver, or choose another engine.kind"
     ) from err
 
 # Where kernels like arrays to begin.
 _ALIGNMENT_BYTES = 256
+
+
+# What calls of the driver raise; within `Device.current` it becomes an engine's.
+DriverError = driver.Error
 
 
 class Device:
@@ -42,13 +46,16 @@ class Device:
             self.compute_capability: tuple[int, int] = device.compute_capability()
             self._context = device.retain_primary_context()
         except driver.Error as err:
-            raise EngineUnavailable(f"engine.devices: GPU {index}: {err}: does nvidia-smi list it?") from err
+            raise DeviceUnavailable(f"GPU {index}: {err}: does nvidia-smi list it?") from err
         self.index = index
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Calls on this thread are about this GPU. What fails in here is raised as an engine's error."""
-        self._context.push()
+        try:
+            self._context.push()
+        except driver.Error as err:
+            raise EngineLost(f"GPU {self.index} ({self.name}): {err}") from err
         try:
             yield
         except driver.Error as err:
@@ -58,7 +65,8 @@ class Device:
 
     def close(self) -> None:
         """Without this the process aborts at its end. Everything that was made on the GPU must be gone by now."""
-        self._context.detach()
+        with suppress(driver.Error):  # of a GPU that is lost
+            self._context.detach()
 
     def _told(self, err: Exception) -> Exception:
         """By what it means for who called."""
@@ -99,7 +107,7 @@ class Mirror:
 
 
 class Recording:
-    """Work on a stream, recorded once: a CUDA graph. Raises EngineError where it can't be recorded."""
+    """A CUDA graph: work on a stream, recorded once. Raises pycuda's errors, as all that is done on a GPU."""
 
     def __init__(self, stream: Any, work: Callable[[], None]) -> None:
         self._stream = stream
@@ -131,13 +139,17 @@ def new_event() -> Any:
     return driver.Event(driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING)
 
 
-def free_bytes() -> int:
-    """Of the current GPU's memory."""
-    return int(driver.mem_get_info()[0])
-
-
 def _checked(returned: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call of cuda-bindings gave. Raises pycuda's error for its status, so that there is one kind."""
     status, *values = returned
+    if status == bindings.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise driver.MemoryError(f"CUDA graph: {status.name}")
     if status != bindings.CUresult.CUDA_SUCCESS:
-        raise EngineError(f"CUDA graph: {status.name}")
+        raise driver.RuntimeError(f"CUDA graph: {status.name}")
     return tuple(values)
+
+
+def refused(what: str) -> Exception:
+    """The error of a library that says no more than that it failed; `Device.current` finds out what it means."""
+    error: Exception = driver.RuntimeError(what)
+    return error

@@ -22,12 +22,20 @@ class EngineUnavailable(Exception):
     """Raised when an engine's library or device is missing; the message says what to install."""
 
 
+class DeviceUnavailable(EngineUnavailable):
+    """Raised when there is no such device."""
+
+
 class PlanError(Exception):
     """Raised when a plan can't be built or loaded; the message says which and why."""
 
 
 class ParityError(PlanError):
     """Raised when what was built is not the model; the message says by how much."""
+
+
+class SamplesError(PlanError):
+    """Raised when there is no text to judge a plan on."""
 
 
 class PlanMissing(PlanError):

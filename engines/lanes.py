@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -21,11 +21,14 @@ class Lane(Protocol):
         """Output name -> float32 (N, W). Raises EngineError, EngineLost."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Lets go of its memory, as far as the device still answers."""
+        ...
 
 
 class LaneEngine:
-    """Implements `engines.rows.Engine` over lanes. Once one is lost nothing is computed any more."""
+    """Implements `engines.rows.Engine` over lanes. Once one is lost nothing is computed any more. `on_close` lets go of
+    what the lanes share, after them."""
 
     def __init__(
         self,
@@ -35,12 +38,14 @@ class LaneEngine:
         *,
         vocab_size: int,
         max_positions: int,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._lanes = tuple(lanes)
         self._shapes = sorted(shapes)
         self._widths = dict(widths)
         self._vocab_size = vocab_size
         self._max_positions = max_positions
+        self._on_close = on_close
         self._lost: EngineLost | None = None
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in lanes:
@@ -64,6 +69,9 @@ class LaneEngine:
     def close(self) -> None:
         for lane in self._lanes:
             lane.close()
+        self._lanes = ()
+        self._free = SimpleQueue()
+        self._on_close()
 
     def _run(self, shape: PlanShape, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         # Unbounded in name only: every lane comes back after one micro-batch.

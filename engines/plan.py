@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from engines.errors import PlanError
-from engines.tensorrt_library import new_logger
+from engines.tensorrt_library import new_logger, started
 
 # Phase -> the share of it that is done, in %.
 OnProgress = Callable[[str, int], None]
@@ -36,7 +36,7 @@ def build_plan(
     Takes from seconds to minutes. Raises PlanError with what TensorRT says.
     """
     logger = new_logger(trt)
-    builder = trt.Builder(logger)
+    builder = started(trt.Builder, logger)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
@@ -47,6 +47,8 @@ def build_plan(
         tensor.shape = shapes[tensor.name]
     config = builder.create_builder_config()
     config.builder_optimization_level = optimization_level
+    # On by default, it would leave float32 the digits of float16.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if on_progress is not None:
         config.progress_monitor = _monitor(trt, on_progress)
     config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False)

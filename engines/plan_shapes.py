@@ -17,6 +17,8 @@ from engines.rows import PackedRows
 # Texts are 27 tokens long in the mean, and no text that is worth a model's time is shorter than 8: where more of them
 # fill the rows than this allows for, the rows are computed in parts.
 _TOKENS_PER_TEXT = 8
+# Below it fewer tokens take no less time on an H100, so that a batch is not cut into smaller ones.
+_KNEE_TOKENS = 2048
 # Between a full micro-batch and one row: what a batch that is not full takes, instead of the time of a full one.
 _SMALLER = 8
 
@@ -80,12 +82,13 @@ def _cut(
     rows: PackedRows, texts: NDArray[np.intp], shapes: Sequence[PlanShape]
 ) -> Iterator[tuple[PlanShape, PackedRows, NDArray[np.intp]]]:
     count = len(rows.input_ids)
-    for shape in shapes:
-        if count <= shape.rows and len(texts) <= shape.texts:
-            yield shape, rows, texts
-            return
-    # As many as the largest holds; a single row's texts always fit.
-    middle = shapes[-1].rows if count > shapes[-1].rows else count // 2
+    fitting = next((shape for shape in shapes if count <= shape.rows and len(texts) <= shape.texts), None)
+    middle = _cut_at(count, fitting, shapes)
+    if fitting is not None and middle is None:
+        yield fitting, rows, texts
+        return
+    # A single row's texts always fit.
+    middle = middle or count // 2
     for first, last in ((0, middle), (middle, count)):
         mine = (rows.row >= first) & (rows.row < last)
         smaller = replace(
@@ -98,3 +101,15 @@ def _cut(
         )
         if mine.any():
             yield from _cut(smaller, texts[mine], shapes)
+
+
+def _cut_at(count: int, fitting: PlanShape | None, shapes: Sequence[PlanShape]) -> int | None:
+    """How many of the rows go alone, where that is better: a full plan's, or a smaller plan's again and again."""
+    if count > shapes[-1].rows:
+        return shapes[-1].rows
+    for smaller in reversed(shapes):
+        if fitting is None or smaller >= fitting or smaller.tokens < _KNEE_TOKENS:
+            continue
+        if -(-count // smaller.rows) * smaller.tokens <= fitting.tokens // 2:
+            return smaller.rows
+    return None

@@ -12,6 +12,7 @@ is free, on whichever GPU.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -20,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.errors import EngineError, PlanError
+from engines.errors import EngineBusy, EngineError, EngineLost, PlanError
 from engines.lanes import Lane
 from engines.plan_shapes import PlanShape
 from engines.rows import PackedRows
-from engines.tensorrt_library import new_logger
+from engines.tensorrt_library import new_logger, started
 
 log = logging.getLogger("penstock.tensorrt")
 
@@ -39,7 +40,7 @@ class GpuLane:
         self,
         device: cuda.Device,
         stream: Any,
-        contexts: Mapping[PlanShape, Any],
+        contexts: Mapping[PlanShape, _Context],
         widths: Mapping[str, int],
     ) -> None:
         self._device = device
@@ -60,31 +61,47 @@ class GpuLane:
         return {name: array[:texts].copy() for name, array in lane.outputs.arrays.items()}
 
     def close(self) -> None:
-        with self._device.current():
-            for lane in self._shapes.values():
-                lane.close()
-            self._shapes.clear()
-            del self._done
+        try:
+            with self._device.current():
+                while self._shapes:  # nothing of it may be left to be freed elsewhere
+                    self._shapes.popitem()[1].close()
+                del self._done, self._stream
+        except (EngineError, EngineLost) as err:  # a GPU that is lost has taken all of it along
+            log.debug("lane not closed: %s", err)
+
+
+class _Context:
+    """A plan's execution context, of which one thread at a time may set addresses and enqueue."""
+
+    def __init__(self, execution: Any) -> None:
+        self._execution = execution
+        self._lock = threading.Lock()
+
+    def enqueue(self, pointers: Mapping[str, int], stream: Any) -> None:
+        """What these point to is read and written. Raises pycuda's errors."""
+        with self._lock:
+            for name, pointer in pointers.items():
+                self._execution.set_tensor_address(name, pointer)
+            if not self._execution.execute_async_v3(stream.handle):
+                raise cuda.refused("TensorRT did not take the batch")
 
 
 class _ShapeLane:
     """One shape's arrays, and its work recorded."""
 
-    def __init__(self, shape: PlanShape, context: Any, stream: Any, widths: Mapping[str, int]) -> None:
+    def __init__(self, shape: PlanShape, context: _Context, stream: Any, widths: Mapping[str, int]) -> None:
         self._context = context
         self._stream = stream
         self._row_length = shape.row_length
         self.inputs = cuda.Mirror({name: (size, np.int32) for name, size in shape.inputs().items()})
         self.inputs.arrays["slots"][:] = np.arange(1, shape.row_length + 1)
         self.outputs = cuda.Mirror({name: ((shape.texts, width), np.float32) for name, width in widths.items()})
-        for name, pointer in (self.inputs.pointers | self.outputs.pointers).items():
-            context.set_tensor_address(name, pointer)
         self._compute()  # what a context allocates and chooses at its first use can't be recorded
         stream.synchronize()
         self._recording: cuda.Recording | None = None
         try:
             self._recording = cuda.Recording(stream, self._compute)
-        except EngineError as err:
+        except cuda.DriverError as err:
             log.warning("plan %s: not recorded, each launch takes longer: %s", shape, err)
 
     def fill(self, rows: PackedRows) -> None:
@@ -99,10 +116,8 @@ class _ShapeLane:
     def launch(self) -> None:
         if self._recording is not None:
             self._recording.launch()
-            return
-        for name, pointer in (self.inputs.pointers | self.outputs.pointers).items():
-            self._context.set_tensor_address(name, pointer)  # the other lane's may be set
-        self._compute()
+        else:
+            self._compute()
 
     def close(self) -> None:
         if self._recording is not None:
@@ -110,8 +125,7 @@ class _ShapeLane:
 
     def _compute(self) -> None:
         self.inputs.to_device(self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError("TensorRT did not take the batch")
+        self._context.enqueue(self.inputs.pointers | self.outputs.pointers, self._stream)
 
 
 def open_lanes(
@@ -126,7 +140,7 @@ def open_lanes(
     instances. Raises PlanError, EngineError."""
     with device.current():
         logger = new_logger(trt)
-        runtime = trt.Runtime(logger)
+        runtime = started(trt.Runtime, logger)
         engines = {}
         for shape, plan in plans.items():
             engines[shape] = runtime.deserialize_cuda_engine(plan)
@@ -135,9 +149,10 @@ def open_lanes(
         lanes: list[list[Lane]] = []
         for _ in range(instances):
             stream = cuda.new_stream()
-            contexts = {shape: engine.create_execution_context() for shape, engine in engines.items()}
-            if None in contexts.values():
-                raise EngineError(f"GPU {device.index} ({device.name}): {logger.said()}")
+            executions = {shape: engine.create_execution_context() for shape, engine in engines.items()}
+            if None in executions.values():
+                raise EngineBusy(f"GPU {device.index} ({device.name}): no room for a plan: {logger.said()}")
+            contexts = {shape: _Context(execution) for shape, execution in executions.items()}
             lanes.append([GpuLane(device, stream, contexts, widths) for _ in range(LANES_PER_INSTANCE)])
     # One lane of each instance before the second of any.
     return [lane for place in range(LANES_PER_INSTANCE) for lane in (each[place] for each in lanes)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,16 @@ def load_tensorrt() -> ModuleType:
             "or choose another engine.kind"
         ) from err
     return module
+
+
+def started(make: Callable[[Any], Any], logger: Any) -> Any:
+    """A builder or a runtime. Raises EngineUnavailable where TensorRT finds no driver, or one that is too old."""
+    try:
+        return make(logger)
+    except TypeError as err:  # pybind11's word for it
+        raise EngineUnavailable(
+            f"engine tensorrt: {logger.said()}: is NVIDIA's driver there, and new enough for this TensorRT?"
+        ) from err
 
 
 def new_logger(trt: ModuleType) -> Any:

@@ -6,13 +6,23 @@ Each stage is opened on its own, so that a worker loads what its stage needs: on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
 from engines.checkpoint import Checkpoint, CheckpointConfig, Pooling, find_checkpoint, load_checkpoint, read_config
 from engines.engine import open_engine
-from engines.errors import CheckpointError, EngineError, EngineUnavailable, ParityError, PlanError, PlanMissing
+from engines.errors import (
+    CheckpointError,
+    DeviceUnavailable,
+    EngineError,
+    EngineLost,
+    EngineUnavailable,
+    ParityError,
+    PlanError,
+    PlanMissing,
+    SamplesError,
+)
 from engines.heads import Head, PooledOutput, check_outputs, classification_head, load_head
 from engines.rows import Engine
 from pipeline.errors import WorkerFailure
@@ -59,7 +69,12 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
     for index in range(len(settings.models)):
         sharing.setdefault(_folder(settings, index), []).append(index)
     samples = cache(lambda: sample_windows(settings, open_tokenizer(settings)))
-    engines = [_open_engine(settings, folder, indices, samples) for folder, indices in sharing.items()]
+    with ExitStack() as opened:
+        engines: list[Engine] = []
+        for folder, indices in sharing.items():
+            engines.append(_open_engine(settings, folder, indices, samples))
+            opened.callback(engines[-1].close)
+        opened.pop_all()  # they are the stage's now
     return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
 
 
@@ -175,6 +190,8 @@ def _blaming(settings: EnsembleSettings, *place: str | int) -> Iterator[None]:
         yield
     except CheckpointError as err:
         raise settings.mistake(*place, message=str(err)) from err
+    except DeviceUnavailable as err:
+        raise settings.mistake("engine", "devices", message=str(err)) from err
     except EngineUnavailable as err:
         raise settings.mistake("engine", "kind", message=str(err)) from err
     except PlanMissing as err:
@@ -183,6 +200,8 @@ def _blaming(settings: EnsembleSettings, *place: str | int) -> Iterator[None]:
     except ParityError as err:
         advice = "choose another precision, or sample_texts that are like those to come"
         raise settings.mistake("engine", "precision", message=f"{err}: {advice}") from err
+    except SamplesError as err:
+        raise settings.mistake("engine", "sample_texts", message=f"{err}: name a file of shorter ones") from err
     except PlanError as err:
         raise WorkerFailure(str(err)) from err
     except TokenizerError as err:
@@ -191,5 +210,5 @@ def _blaming(settings: EnsembleSettings, *place: str | int) -> Iterator[None]:
         raise settings.mistake(
             *(place if option == "tokenizer.source" else option.split(".")), message=message
         ) from err
-    except EngineError as err:  # a library that can't build the graph
+    except (EngineError, EngineLost) as err:  # a library that can't build the graph
         raise WorkerFailure(str(err)) from err

@@ -25,7 +25,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 class BatchingSettings(Section):
     """How texts are gathered for an engine: work-conserving, under caps of count, tokens and time.
 
-    Defaults are a CPU's; with `engine.kind: tensorrt` they are `GPU_BATCHING`.
+    Defaults are a CPU's. With `engine.kind: tensorrt` they are 256 (`max_pack_size`), 4096 (`max_batch_size`), 16384
+    (`max_batch_tokens`), 128 (`row_length`) and 524288 (`max_in_flight_tokens`).
     """
 
     max_pack_size: int = Field(default=64, ge=1, le=4096)
@@ -109,7 +110,8 @@ class EngineSettings(Section):
     refused where it differs by too much. The other engines compute in fp32."""
 
     devices: Annotated[tuple[int, ...], Field(strict=False)] = (0,)
-    """With `tensorrt`: the GPUs that one process uses, as nvidia-smi numbers them."""
+    """With `tensorrt`: the GPUs that one process uses, by CUDA's numbers, which are nvidia-smi's where
+    CUDA_DEVICE_ORDER is PCI_BUS_ID."""
 
     plans: Literal["build", "require"] = "build"
     """With `tensorrt`: what a worker does that finds no plan: build it, which takes minutes, or fail, so that
@@ -150,6 +152,9 @@ class EngineSettings(Section):
             wrong.add("precision", message=f"{self.precision} is not allowed with {self.kind}; allowed: fp32")
         if not self.devices or len({*self.devices}) < len(self.devices) or min(self.devices) < 0:
             wrong.add("devices", message=f"{[*self.devices]} is not allowed; allowed: numbers of GPUs, each once")
+        for option in ("devices", "plans", "plan_cache", "sample_texts") if not self.on_gpu else ():
+            if option in self.model_fields_set:
+                wrong.add(option, message=f"has no effect with {self.kind}; allowed: only with tensorrt")
         wrong.raise_if_any()
         return self
 

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import EngineError
+from engines.errors import EngineError, EngineLost
 from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.errors import WorkerFailure
 from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
@@ -160,7 +160,7 @@ class Ensemble:
     def _encode_windows(self, windows: list[NDArray[np.int32]]) -> Encoded:
         try:
             return self._encode(windows)
-        except EngineError as err:  # not one text's fault: the engine can't compute anything
+        except (EngineError, EngineLost) as err:  # not one text's fault: the engine can't compute anything
             raise WorkerFailure(f"the engine can't compute: {err}") from err
 
 

@@ -233,6 +233,8 @@ class EncodeStep:
             self._changed.notify_all()
         _join(self._threads, deadline)
         self._losses.close(deadline)
+        if not any(thread.is_alive() for thread in self._threads):  # else one still computes, or hangs
+            self._stage.close()
 
     def turn(self) -> bool:
         with self._changed:

@@ -26,7 +26,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from engines.errors import EngineError
+from engines.errors import EngineError, EngineLost
 from pipeline import clients
 from pipeline.assignment import Assignment
 from pipeline.clock import now_ms
@@ -333,7 +333,7 @@ class Worker:
 
 def _told(failure: BaseException) -> str:
     """One line; what nobody foresaw by its type too, since a MemoryError, say, has nothing else to say."""
-    foreseen = isinstance(failure, (WorkerFailure, EngineError, StageError))
+    foreseen = isinstance(failure, (WorkerFailure, EngineError, EngineLost, StageError))
     return str(failure) if foreseen else f"{type(failure).__name__}: {failure}".removesuffix(": ")
 
 

@@ -32,6 +32,10 @@ class OutOfMemory(Error):
     pass
 
 
+class DriverRuntimeError(Error):
+    pass
+
+
 class FakeGpu:
     """What happens on it, and what is to go wrong."""
 
@@ -170,6 +174,7 @@ def _driver(gpu: FakeGpu) -> Any:
         "Error": Error,
         "LogicError": LogicError,
         "MemoryError": OutOfMemory,
+        "RuntimeError": DriverRuntimeError,
         "Context": Context,
         "Device": Device,
         "Event": Event,
@@ -191,6 +196,7 @@ def _bindings(gpu: FakeGpu) -> Any:
         SimpleNamespace(name="CUDA_SUCCESS"),
         SimpleNamespace(name="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
     )
+    no_room = SimpleNamespace(name="CUDA_ERROR_OUT_OF_MEMORY")
 
     def begin(stream: _Stream, mode: object) -> tuple[object]:
         if gpu.refuses_recording:
@@ -203,13 +209,19 @@ def _bindings(gpu: FakeGpu) -> Any:
         return (success, recorded)
 
     def launch(recorded: list[Callable[[], None]], stream: _Stream) -> tuple[object]:
-        gpu.check()
+        if gpu.is_lost is not None:
+            return (failed,)
         gpu.launches += 1
-        for work in recorded:
-            work()
+        try:
+            for work in recorded:
+                work()
+        except OutOfMemory:
+            return (no_room,)
+        except Error:
+            return (failed,)
         return (success,)
 
-    module.CUresult = SimpleNamespace(CUDA_SUCCESS=success)
+    module.CUresult = SimpleNamespace(CUDA_SUCCESS=success, CUDA_ERROR_OUT_OF_MEMORY=no_room)
     module.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     module.cuStreamBeginCapture, module.cuStreamEndCapture, module.cuGraphLaunch = begin, end, launch
     module.cuGraphInstantiate = lambda graph, flags: (success, graph)
@@ -291,6 +303,10 @@ def _tensorrt(gpu: FakeGpu) -> Any:
 
     class Config:
         builder_optimization_level = 3
+
+        def clear_flag(self, flag: str) -> None:
+            assert flag == "TF32"
+
         progress_monitor: Any = None
 
         def create_timing_cache(self, data: bytes) -> bytes:
@@ -337,5 +353,6 @@ def _tensorrt(gpu: FakeGpu) -> Any:
     module.__version__ = VERSION
     module.ILogger, module.IProgressMonitor, module.OnnxParser = ILogger, IProgressMonitor, OnnxParser
     module.Builder, module.Runtime = Builder, Runtime
+    module.BuilderFlag = SimpleNamespace(TF32="TF32")
     module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     return module

@@ -17,18 +17,19 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import UserError
-from pipeline.file_lock import FileLock
+from pipeline.errors import UserError, WorkerFailure
+from pipeline.file_lock import FileLock, FileLocked
 from pipeline.user_cache import cache_folder
 
 # Somebody else builds the same plan: minutes, where the model is large.
 _BUILD_PATIENCE_S = 3600.0
 _KEY_DIGITS = 32
+_PARTIAL = "partial-"
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ def digest(*parts: bytes | str) -> str:
 
 
 class PlanCache:
-    """Raises UserError where the folder can't be used."""
+    """Raises UserError where the folder can't be used; it need not be writable for what is there."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder() / "plans"
@@ -75,10 +76,13 @@ class PlanCache:
         """The plan, which is in use from now on."""
         path = self._plan(key)
         with self._usable():
-            if not path.exists():
+            try:
+                plan = path.read_bytes()
+            except FileNotFoundError:
                 return None
-            os.utime(path)
-            return path.read_bytes()
+            with suppress(OSError):  # of a folder that others write
+                os.utime(path)
+            return plan or None
 
     def keep(self, key: str, plan: bytes, about: About) -> None:
         """A plan that was found to be the model."""
@@ -88,7 +92,14 @@ class PlanCache:
     @contextmanager
     def building(self, key: str) -> Iterator[None]:
         """Nobody else builds it meanwhile; they find it when it is kept."""
-        with self._usable(), FileLock(self.folder / f"{key}.lock", wait_s=_BUILD_PATIENCE_S):
+        try:
+            with self._usable():
+                lock = FileLock(self.folder / f"{key}.lock", wait_s=_BUILD_PATIENCE_S)
+        except FileLocked as err:
+            raise WorkerFailure(
+                f"{self.folder}: process {err.owner or 'unknown'} builds the same plan and does not end"
+            ) from err
+        with lock:
             yield
 
     def timings(self, version: str, chip: str) -> bytes:
@@ -136,10 +147,13 @@ class PlanCache:
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._usable():
-            descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix="partial-")
+            descriptor, partial = tempfile.mkstemp(dir=self.folder, prefix=_PARTIAL)
             try:
                 with open(descriptor, "wb") as file:
                     file.write(data)
+                    file.flush()
+                    os.fsync(descriptor)
+                os.chmod(partial, 0o644)  # mkstemp's are its user's alone
                 os.replace(partial, path)
             except BaseException:
                 Path(partial).unlink(missing_ok=True)

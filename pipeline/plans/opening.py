@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 
 from engines.calibration import measure_channels, quantization
 from engines.checkpoint import Checkpoint
-from engines.errors import PlanError, PlanMissing
+from engines.errors import PlanError, PlanMissing, SamplesError
 from engines.graph import written_graph
 from engines.heads import PooledOutput, check_outputs
-from engines.lanes import LaneEngine
+from engines.lanes import Lane, LaneEngine
 from engines.onnxruntime import OnnxRuntimeEngine
 from engines.parity import Parity, compare, require
 from engines.plan import BuiltPlan, build_plan
@@ -89,30 +90,49 @@ def open_tensorrt_engine(
     )
     widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
     may_build = settings.engine.plans == "build"
-    lanes = []
-    for index in settings.engine.devices:
-        device = cuda.Device(index)
+    devices: list[cuda.Device] = []
+    lanes: list[list[Lane]] = []
 
-        def opened(plans: Mapping[PlanShape, bytes], *, instances: int, device: cuda.Device = device) -> LaneEngine:
-            return LaneEngine(
-                open_lanes(trt, device, plans, widths, instances=instances),
-                [*plans],
-                widths,
-                vocab_size=int(checkpoint.config.vocab_size),
-                max_positions=checkpoint.max_positions,
-            )
+    def engine_of(
+        lanes: Sequence[Lane], shapes: Iterable[PlanShape], on_close: Callable[[], None] = lambda: None
+    ) -> LaneEngine:
+        return LaneEngine(
+            lanes,
+            [*shapes],
+            widths,
+            vocab_size=int(checkpoint.config.vocab_size),
+            max_positions=checkpoint.max_positions,
+            on_close=on_close,
+        )
 
-        plans = _Plans(trt, device.name, device.compute_capability, PlanCache(settings.engine.plan_cache), model)
-        with device.current():
-            ready = plans.ready(may_build=may_build, opened=lambda some: opened(some, instances=1))
-        lanes += open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count)
-    return LaneEngine(
-        lanes,
-        model.shapes,
-        widths,
-        vocab_size=int(checkpoint.config.vocab_size),
-        max_positions=checkpoint.max_positions,
-    )
+    def trial(device: cuda.Device, plans: Mapping[PlanShape, bytes]) -> Engine:
+        return engine_of(open_lanes(trt, device, plans, widths, instances=1), plans)
+
+    def close() -> None:
+        for device in devices:
+            device.close()
+
+    try:
+        for index in settings.engine.devices:
+            device = cuda.Device(index)
+            devices.append(device)
+            plans = _Plans(trt, device.name, device.compute_capability, PlanCache(settings.engine.plan_cache), model)
+            with device.current():
+                ready = plans.ready(may_build=may_build, opened=partial(trial, device))
+            try:
+                lanes.append(open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count))
+            except PlanError as err:
+                if not may_build:
+                    raise
+                log.warning("%s: built anew", err)
+                with device.current():
+                    ready = plans.ready(may_build=True, opened=partial(trial, device), anew=True)
+                lanes.append(open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count))
+    except BaseException:
+        engine_of([lane for some in lanes for lane in some], [], close).close()
+        raise
+    # In turn, so that no GPU gets a second batch before each has one.
+    return engine_of([lane for some in zip(*lanes, strict=True) for lane in some], model.shapes, close)
 
 
 class _Plans:
@@ -129,14 +149,17 @@ class _Plans:
         self._references: dict[int, dict[str, NDArray[np.float32]]] = {}
 
     def ready(
-        self, *, may_build: bool, opened: Callable[[Mapping[PlanShape, bytes]], Engine]
+        self, *, may_build: bool, opened: Callable[[Mapping[PlanShape, bytes]], Engine], anew: bool = False
     ) -> dict[PlanShape, bytes]:
-        """All of them, those that were missing built and checked. `opened` makes an engine of some."""
+        """All of them, those that were missing built and checked; with `anew` all are. `opened` makes an engine of
+        some."""
         graph = self._graph()
         keys = {
-            shape: digest(graph, str(shape), self._trt.__version__, self._chip, str(_OPTIMIZATION_LEVEL))
+            shape: digest(graph, repr(shape.inputs()), self._trt.__version__, self._chip, str(_OPTIMIZATION_LEVEL))
             for shape in self._model.shapes
         }
+        for key in keys.values() if anew else ():
+            self._cache.remove(key)
         found = {shape: self._cache.plan(key) for shape, key in keys.items()}
         missing = [shape for shape, plan in found.items() if plan is None]
         if missing and not may_build:
@@ -191,7 +214,7 @@ class _Plans:
         model = self._model
         windows = [window for window in model.windows() if len(window) <= shape.row_length]
         if not windows:
-            raise PlanError(f"no sample text has at most {shape.row_length} tokens: name shorter engine.sample_texts")
+            raise SamplesError(f"no text has at most {shape.row_length} tokens")
         if shape.row_length not in self._references:
             reference = OnnxRuntimeEngine(model.checkpoint, model.outputs, threads=processors())
             self._references[shape.row_length] = _answers(
@@ -216,8 +239,8 @@ class _Plans:
     def _channels(self) -> dict[str, NDArray[np.float32]]:
         model = self._model
         windows = model.windows()
-        weights = [name.encode() + weight.tobytes() for name, weight in sorted(model.checkpoint.weights.items())]
-        key = digest(*weights, *(window.tobytes() for window in windows))
+        graph = written_graph(model.checkpoint, model.outputs)
+        key = digest(graph, *(window.tobytes() for window in windows))
         if (channels := self._cache.channels(key)) is None:
             log.info("%s: measuring its activations over %d texts", model.checkpoint.folder, len(windows))
             rows = sample_rows(windows, row_length=model.shapes[-1].row_length, max_batch_tokens=_CALIBRATION_TOKENS)

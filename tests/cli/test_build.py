@@ -92,3 +92,32 @@ def test_what_needs_no_plans_is_told(penstock: Penstock, ensemble: WriteEnsemble
 def test_it_does_one_thing_at_a_time(penstock: Penstock, arguments: list[str]) -> None:
     found = penstock("build", *arguments)
     assert (found.code, found.err) == (2, "penstock: build: give ENSEMBLE.yaml, --list or --prune, one of them\n")
+
+
+def test_the_file_names_its_own_cache(penstock: Penstock, ensemble: WriteEnsemble, tmp_path: Path) -> None:
+    found = penstock("build", ensemble(engine=ENGINE), "--plan-cache", tmp_path)
+    assert (found.code, "ENSEMBLE.yaml has engine.plan_cache" in found.err) == (2, True)
+
+
+def test_a_gpu_that_is_not_there_is_a_mistake_of_the_devices(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu
+) -> None:
+    file = ensemble(engine=ENGINE | {"devices": [9]})
+    found = penstock("build", file)
+    assert found.code == 2
+    assert f"{file}:1: engine.devices: GPU 9: " in found.err
+
+
+def test_texts_that_are_all_too_long_are_a_mistake_of_the_samples(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("word " * 60)
+    engine = ENGINE | {"plan_cache": "plans", "sample_texts": "texts.txt"}
+    found = penstock("build", ensemble(engine=engine, batching=BATCHING | {"row_length": 8}))
+    assert found.code == 2
+    assert "engine.sample_texts: no text has at most 8 tokens: name a file of shorter ones" in found.err
+
+
+def test_what_only_a_gpu_heeds_is_refused_without(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    found = penstock("check", ensemble(engine={"sample_texts": "texts.txt"}))
+    assert "engine.sample_texts: has no effect with onnxruntime; allowed: only with tensorrt" in found.out

@@ -52,10 +52,17 @@ def test_every_text_is_in_one_part_that_fits(lengths: list[int], rows: int, long
 
 def test_the_smallest_that_fits_is_taken() -> None:
     shapes = plan_shapes(row_length=128, max_length=128, max_batch_tokens=16_384)
-    for texts, wanted in ((1, "1x128"), (2, "16x128"), (16, "16x128"), (17, "128x128")):
+    for texts, wanted in (
+        (1, ["1x128"]),
+        (2, ["16x128"]),
+        (16, ["16x128"]),
+        (17, ["16x128", "1x128"]),  # instead of a full one
+        (60, ["16x128"] * 4),
+        (65, ["128x128"]),
+        (130, ["128x128", "16x128"]),
+    ):
         [group] = pack_rows([np.ones(100, np.int32)] * texts, row_length=128)
-        [(shape, _, _)] = parts(group.rows, shapes)
-        assert str(shape) == wanted
+        assert [str(shape) for shape, _, _ in parts(group.rows, shapes)] == wanted
 
 
 def test_more_texts_than_a_plan_answers_are_cut() -> None:

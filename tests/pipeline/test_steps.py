@@ -112,13 +112,21 @@ POISON = 7
 class OneEngine:
     widths: Mapping[str, int] = {"v": 1}
 
+    def __init__(self) -> None:
+        self.closed = False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.asked = threading.Event()
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        self.asked.set()
+        assert self.may_answer.wait(WAIT_S)
         if (rows.input_ids == POISON).any():
             raise EngineError("poison")
         return {"v": np.ones((len(rows.row), 1), np.float32)}
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class SlowOriginals(DeadLetters):
@@ -141,9 +149,14 @@ def packed(*ids: int) -> TokenPack:
     return token_pack(topic="requests", partition=0, texts=texts, chunks=[np.array([each], np.int32) for each in ids])
 
 
-def an_encode_step(letters: DeadLetters, done: queue.SimpleQueue[Unit], failures: list[BaseException]) -> EncodeStep:
+def an_encode_step(
+    letters: DeadLetters,
+    done: queue.SimpleQueue[Unit],
+    failures: list[BaseException],
+    engine: OneEngine | None = None,
+) -> EncodeStep:
     return EncodeStep(
-        EncodeStage([OneEngine()], row_length=8, max_length=8),
+        EncodeStage([engine or OneEngine()], row_length=8, max_length=8),
         MicroBatcher(max_batch_size=4, max_batch_tokens=16, max_queue_delay_ms=0, knee_tokens=0),
         then=done.put,
         on_failure=failures.append,
@@ -151,6 +164,22 @@ def an_encode_step(letters: DeadLetters, done: queue.SimpleQueue[Unit], failures
         metrics=WorkerMetrics("reviews").stage("encode"),
         threads=1,
     )
+
+
+def test_an_engine_is_closed_with_its_step_unless_it_still_computes() -> None:
+    engine = OneEngine()
+    an_encode_step(SlowOriginals(), queue.SimpleQueue(), [], engine).close(Deadline(WAIT_S))
+    assert engine.closed
+    engine = OneEngine()
+    engine.may_answer.clear()
+    step = an_encode_step(SlowOriginals(), queue.SimpleQueue(), [], engine)
+    unit = a_unit()
+    unit.tokens = packed(1)
+    step.submit(unit)
+    assert engine.asked.wait(WAIT_S)
+    step.close(Deadline(0.0))
+    assert not engine.closed
+    engine.may_answer.set()
 
 
 def test_a_broker_that_is_slow_with_an_original_holds_up_only_the_unit_that_lost_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from engines.checkpoint import Checkpoint
 from engines.engine import open_engine
 from engines.errors import EngineBusy, EngineError, EngineLost, EngineUnavailable, ParityError, PlanError, PlanMissing
+from engines.lanes import LaneEngine
 from engines.rows import Engine
 from pipeline.plans.cache import PlanCache
 from pipeline.plans.opening import open_tensorrt_engine
@@ -47,7 +49,7 @@ def test_it_answers_as_the_model_does(gpu: FakeGpu, on_gpu: MakeSettings, tiny: 
         np.testing.assert_allclose(answers(engine, windows), answers(oracle, windows), atol=1e-5)
     assert gpu.launches > 0
     engine.close()
-    assert gpu.pushed == 0
+    assert (gpu.pushed, gpu.contexts_detached) == (0, 1)
 
 
 def test_texts_longer_than_a_row_are_answered_too(
@@ -124,11 +126,15 @@ def test_a_plan_of_another_version_is_told(gpu: FakeGpu, on_gpu: MakeSettings, t
     for path in settings.engine.plan_cache.glob("*.plan"):
         path.write_bytes(b"of another version")
     with pytest.raises(PlanError, match=r"1x16 can't be loaded on GPU 0 \(Fake H100\): .* not compatible with"):
-        opened(settings, tiny)
+        opened(on_gpu(plans="require"), tiny)
+    before = len(gpu.built)
+    opened(settings, tiny).close()  # who may build, mends it
+    assert len(gpu.built) == before + 2
+    opened(on_gpu(plans="require"), tiny).close()
 
 
 def test_a_gpu_that_is_not_there_is_told(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
-    with pytest.raises(EngineUnavailable, match=r"engine.devices: GPU 7: .*invalid device ordinal: does nvidia-smi"):
+    with pytest.raises(EngineUnavailable, match=r"GPU 7: .*invalid device ordinal: does nvidia-smi"):
         opened(on_gpu(devices=(7,)), tiny)
 
 
@@ -147,7 +153,7 @@ def test_without_recording_each_launch_is_made_anew(
 def test_a_failure_that_passes_costs_one_batch(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
     engine = opened(on_gpu(), tiny)
     gpu.fails = Error("cuLaunchKernel failed: invalid argument")
-    with pytest.raises(EngineError, match=r"GPU 0 \(Fake H100\): cuLaunchKernel failed") as raised:
+    with pytest.raises(EngineError, match=r"GPU 0 \(Fake H100\): CUDA graph: CUDA_ERROR") as raised:
         answers(engine, some_windows(3))
     assert not isinstance(raised.value, EngineBusy)
     assert np.isfinite(answers(engine, some_windows(3))).all()
@@ -156,7 +162,7 @@ def test_a_failure_that_passes_costs_one_batch(gpu: FakeGpu, on_gpu: MakeSetting
 def test_a_gpu_without_memory_is_busy(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
     engine = opened(on_gpu(), tiny)
     gpu.fails = OutOfMemory("cuMemAlloc failed: out of memory")
-    with pytest.raises(EngineBusy, match="out of memory"):
+    with pytest.raises(EngineBusy, match="CUDA_ERROR_OUT_OF_MEMORY"):
         answers(engine, some_windows(3))
     assert np.isfinite(answers(engine, some_windows(3))).all()
 
@@ -165,6 +171,15 @@ def test_an_error_that_sticks_ends_the_engine(gpu: FakeGpu, on_gpu: MakeSettings
     engine = opened(on_gpu(), tiny)
     gpu.is_lost = Error("cuCtxSynchronize failed: an illegal memory access was encountered")
     with pytest.raises(EngineLost, match=r"GPU 0 \(Fake H100\): .*illegal memory access"):
+        answers(engine, some_windows(3))
+    engine.close()
+    assert gpu.contexts_detached == 1
+
+
+def test_a_lost_engine_stays_lost(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
+    engine = opened(on_gpu(), tiny)
+    gpu.is_lost = Error("cuCtxSynchronize failed: an illegal memory access was encountered")
+    with pytest.raises(EngineLost):
         answers(engine, some_windows(3))
     gpu.is_lost = None  # whatever the driver says next, the engine stays lost
     with pytest.raises(EngineLost):
@@ -193,6 +208,15 @@ def test_a_nan_costs_its_text_alone(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Ch
     gpu.spoils = spoil
     encoded = EncodeStage([engine], row_length=16, max_length=16)(poison)
     assert list(encoded.failed) == [4]
+
+
+def test_a_micro_batch_goes_to_each_gpu_in_turn(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
+    engine = opened(on_gpu(devices=(0, 1)), tiny)
+    assert isinstance(engine, LaneEngine)
+    indices = [cast(Any, lane)._device.index for lane in engine._lanes]
+    assert indices == [0, 1] * 4
+    engine.close()
+    assert gpu.contexts_detached == 2
 
 
 def test_a_batch_that_tensorrt_does_not_take_is_an_engine_s_failure(

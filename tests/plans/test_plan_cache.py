@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkerFailure
+from pipeline.plans import cache as cache_module
 from pipeline.plans.build import UNUSED_DAYS, list_plans, prune_plans
 from pipeline.plans.cache import About, PlanCache, digest
 from tests.eventually import eventually
@@ -104,3 +105,29 @@ def test_half_a_removal_is_not_listed(cache: PlanCache) -> None:
     assert cache.plans() == []
     cache.remove("key")
     assert not list(cache.folder.glob("key.*"))
+
+
+def test_plans_of_a_folder_that_others_write_are_read(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.keep("key", b"plan", ABOUT)
+    assert (cache.folder / "key.plan").stat().st_mode & 0o777 == 0o644
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.plan("key") == b"plan"
+
+
+def test_an_empty_plan_is_none(cache: PlanCache) -> None:
+    (cache.folder / "key.plan").write_bytes(b"")
+    assert cache.plan("key") is None
+
+
+def test_a_builder_that_does_not_end_is_told(cache: PlanCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_BUILD_PATIENCE_S", 0.1)
+    with (
+        cache.building("key"),
+        pytest.raises(WorkerFailure, match=rf"process {os.getpid()} builds the same plan and does not end"),
+        cache.building("key"),
+    ):
+        pass
