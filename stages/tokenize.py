@@ -23,6 +23,7 @@ from schemas.records import InputRecord
 from schemas.requests import Request, RequestFormat, decode_request
 from stages.blame import answer_apart
 from stages.errors import TokenizerError
+from stages.plain_ascii import PlainAscii
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,22 +65,23 @@ class TextTokenizer:
         tokenizer = _load(folder)
         self.max_length = min(max_length, tokenizer.model_max_length)
         self._long_texts = long_texts
-        self._backend = tokenizer.backend_tokenizer
-        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        backend = tokenizer.backend_tokenizer
+        special = backend.num_special_tokens_to_add(is_pair=False)
         stride = stride if long_texts == "stride" else 0
         if stride >= self.max_length - special:
             raise TokenizerError(
                 f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "
                 f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
             )
-        self._backend.no_padding()
-        self._backend.enable_truncation(self.max_length, stride=stride)
+        backend.no_padding()
+        backend.enable_truncation(self.max_length, stride=stride)
+        self._backend = PlainAscii(backend)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""
         outcomes: list[TokenizedText | BadRecord] = []
         for call in _calls(texts):
-            outcomes.extend(map(self._windows, self._backend.encode_batch_fast(call)))
+            outcomes.extend(map(self._windows, self._backend.encode_batch(call)))
         return outcomes
 
     def _windows(self, encoding: Encoding) -> TokenizedText | BadRecord:
