@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="requests in each partition")
     parser.add_argument("--fetch-wait-ms", type=int, default=1)
+    parser.add_argument("--linger-ms", type=int, default=20, help="of the workers' producers")
     parser.add_argument("--model-source", help="a model's folder or package, instead of --model's; for trials")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--no-engine", action="store_true", help="leave the bare engine out")
@@ -105,7 +106,10 @@ def write_ensemble(folder: Path, options: argparse.Namespace, device: int) -> Pa
         "engine": {"kind": "onnxruntime"} if options.cpu else engine,
         "http": {"port": 0},
         # The embedded broker answers a fetch with one batch of each partition, and waits where one has none.
-        "kafka": {"consumer": {"fetch.wait.max.ms": options.fetch_wait_ms}},
+        "kafka": {
+            "consumer": {"fetch.wait.max.ms": options.fetch_wait_ms},
+            "producer": {"linger.ms": options.linger_ms},
+        },
     }
     file = folder / f"ensemble-{device}.yaml"
     file.write_text(json.dumps(data))

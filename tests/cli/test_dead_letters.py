@@ -191,6 +191,7 @@ def test_replay_sends_what_was_sent_and_counts_the_attempt(box: Box, letters: Pe
     ]
 
 
+@pytest.mark.slow
 def test_what_was_replayed_is_not_replayed_again_but_on_request(box: Box, letters: Penstock) -> None:
     file, topics = box
     for number in range(6):
