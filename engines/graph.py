@@ -30,7 +30,8 @@ from engines.checkpoint import Checkpoint, Pooling
 from engines.encoder import Encoder, EncoderLayer, Norm, read_encoder
 from engines.errors import CheckpointError
 from engines.heads import DenseLayer, PooledOutput, check_outputs
-from engines.precision import FLOAT_TYPES, LARGEST, ONNX_TYPES, ZERO_POINTS, Numbers
+from engines.number_types import FLOAT_TYPES, LARGEST, ONNX_TYPES, ZERO_POINTS
+from engines.precision import Numbers
 
 # Of opsets the lowest that has what is needed, with the version of the format that came with it: 20 has Gelu, and
 # 8-bit floats since 19.

@@ -13,6 +13,9 @@ from engines.errors import EngineLost
 from engines.plan_shapes import PlanShape, parts
 from engines.rows import PackedRows, check_rows
 
+# Of each instance of a GPU: one batch is computed and one is queued behind it.
+LANES_PER_INSTANCE = 2
+
 
 class Lane(Protocol):
     """Computes one part at a time."""

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from engines import cuda
 from engines.errors import EngineBusy, EngineError, EngineLost, PlanError
-from engines.lanes import Lane
+from engines.lanes import LANES_PER_INSTANCE, Lane
 from engines.plan_shapes import PlanShape
 from engines.rows import PackedRows
 from engines.tensorrt_library import new_logger, started
 
 log = logging.getLogger("penstock.tensorrt")
 
-LANES_PER_INSTANCE = 2
 _ROW_INPUTS = ("input_ids", "position_ids", "segment_ids")
 
 

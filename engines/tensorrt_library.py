@@ -17,15 +17,19 @@ _LONGEST = 500
 
 
 def load_tensorrt() -> ModuleType:
-    """The module. Raises EngineUnavailable where it is not installed, or finds no driver it can use."""
+    """The module. Raises EngineUnavailable where it is not installed."""
     try:
-        module = importlib.import_module("tensorrt")
+        return importlib.import_module("tensorrt")
     except ImportError as err:
-        raise EngineUnavailable(
-            f"engine tensorrt: {err}: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU and its driver, "
-            "or choose another engine.kind"
-        ) from err
-    return module
+        raise not_installed(err) from err
+
+
+def not_installed(err: ImportError) -> EngineUnavailable:
+    """What a person can do about a library that is missing."""
+    return EngineUnavailable(
+        f"engine tensorrt: {err}: pip install 'penstock[gpu]' on a machine with an NVIDIA GPU and its driver, "
+        "or choose another engine.kind"
+    )
 
 
 def started(make: Callable[[Any], Any], logger: Any) -> Any:

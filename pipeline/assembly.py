@@ -27,8 +27,7 @@ from engines.heads import Head, PooledOutput, check_outputs, classification_head
 from engines.rows import Engine
 from pipeline.errors import WorkerFailure
 from pipeline.model_settings import ModelSettings, Task
-from pipeline.plans.opening import Windows, open_tensorrt_engine
-from pipeline.plans.samples import sample_windows
+from pipeline.plans.samples import Windows, sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
 from stages.errors import TokenizerError
@@ -121,6 +120,8 @@ def _open_engine(settings: EnsembleSettings, folder: Path, indices: Sequence[int
         checkpoint = load_checkpoint(folder)
         outputs = [_output(settings, index, checkpoint) for index in indices]
         if engine.kind == "tensorrt":
+            from pipeline.plans.opening import open_tensorrt_engine  # what plans need is not for every worker's start
+
             return open_tensorrt_engine(settings, checkpoint, outputs, max_length=max_length(settings), windows=samples)
         return open_engine(engine.kind, checkpoint, outputs, threads=engine.threads, instances=engine.instance_count)
 

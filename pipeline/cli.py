@@ -159,9 +159,7 @@ def build(
     """
     from pipeline.plans import build as plans
 
-    plans.require_one(build_wanted=file is not None, listing=list_plans, prune=prune)
-    if file is not None and plan_cache is not None:
-        raise UserError("build: --plan-cache goes with --list and --prune; ENSEMBLE.yaml has engine.plan_cache")
+    plans.require_one(build_wanted=file is not None, listing=list_plans, prune=prune, folder=plan_cache)
     if file is not None:
         plans.build(_load(file, None))
     elif list_plans:

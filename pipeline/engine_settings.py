@@ -10,13 +10,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engines.lanes import LANES_PER_INSTANCE
 from engines.precision import Precision
 from pipeline.ensemble_file import FilePath, Section
 from pipeline.mistakes import Contradictions
 
-# Two instances compute in each other's gaps; of each, one batch is computed and one queued behind it.
+# They compute in each other's gaps.
 _GPU_INSTANCES = 2
-_BATCHES_PER_GPU_INSTANCE = 2
 
 # As a container sees its own.
 _CGROUP = Path("/sys/fs/cgroup")
@@ -105,7 +105,7 @@ class EngineSettings(Section):
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of one instance on processors. More instances give throughput, more threads make a lone text faster."""
 
-    precision: Literal["fp32", "fp16", "bf16", "fp8", "int8"] | None = None
+    precision: Precision | None = None
     """With `tensorrt`, by default fp16. fp8 and int8 are faster; each plan is compared with the model in float32, and
     refused where it differs by too much. The other engines compute in fp32."""
 
@@ -138,7 +138,7 @@ class EngineSettings(Section):
     @property
     def batches_at_once(self) -> int:
         """As many as keep all instances at work."""
-        return self.instance_count * (_BATCHES_PER_GPU_INSTANCE * len(self.devices) if self.on_gpu else 1)
+        return self.instance_count * (LANES_PER_INSTANCE * len(self.devices) if self.on_gpu else 1)
 
     @property
     def number_type(self) -> Precision:

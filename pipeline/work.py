@@ -20,6 +20,7 @@ from pipeline.dead_letters import DeadLetters
 from pipeline.deadline import Deadline
 from pipeline.delivery import Delivery
 from pipeline.emitter import Emitter
+from pipeline.engine_settings import BatchingSettings
 from pipeline.exactly_once import ExactlyOnce
 from pipeline.group_offsets import ask_committed_offsets
 from pipeline.instance import Instance
@@ -30,7 +31,7 @@ from pipeline.settings import EnsembleSettings, Stage
 from pipeline.share_group import ONE_PACK_A_BATCH
 from pipeline.share_work import share_worker
 from pipeline.share_worker import ShareWorker
-from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
+from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep, Window
 from pipeline.transactions import TransactionLane
 from pipeline.worker import OnCommit, OnError, Worker
 from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack, encode_pack, source_of
@@ -198,20 +199,24 @@ def _tokenize_step(settings: EnsembleSettings) -> _MakeStep:
 
 def _encode_step(settings: EnsembleSettings) -> _MakeStep:
     stage = open_encode_stage(settings)
-    batching = settings.batching
     return lambda then, fail, dead_letters, metrics: EncodeStep(
         stage,
-        MicroBatcher(
-            max_batch_size=batching.max_batch_size,
-            max_batch_tokens=batching.max_batch_tokens,
-            max_queue_delay_ms=batching.max_queue_delay_ms,
-            knee_tokens=batching.knee_tokens,
-        ),
+        micro_batcher(settings.batching),
         then=then,
         on_failure=fail,
         dead_letters=dead_letters,
         metrics=metrics.stage("encode"),
         threads=settings.engine.batches_at_once,
+    )
+
+
+def micro_batcher(batching: BatchingSettings) -> MicroBatcher[Window]:
+    """A queue for an encode step."""
+    return MicroBatcher(
+        max_batch_size=batching.max_batch_size,
+        max_batch_tokens=batching.max_batch_tokens,
+        max_queue_delay_ms=batching.max_queue_delay_ms,
+        knee_tokens=batching.knee_tokens,
     )
 
 

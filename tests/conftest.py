@@ -18,6 +18,13 @@ from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.errors import UserError
 from tests.engines.conftest import TINY_CONFIG, WIDTH, tiny_weights, write_checkpoint
+from tests.fake_gpu import FakeGpu, install
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A GPU that is none, with the libraries to use it."""
+    return install(monkeypatch)
 
 
 @pytest.fixture(scope="session")

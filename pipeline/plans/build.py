@@ -65,10 +65,12 @@ def prune_plans(folder: Path | None) -> None:
     print(f"{len(unused)} plans removed, {_megabytes(unused)} MB, that were not used for {UNUSED_DAYS:g} days")
 
 
-def require_one(*, build_wanted: bool, listing: bool, prune: bool) -> None:
-    """Raises UserError unless exactly one thing is to be done."""
+def require_one(*, build_wanted: bool, listing: bool, prune: bool, folder: Path | None) -> None:
+    """Raises UserError unless exactly one thing is to be done, and with the folder that is meant."""
     if sum((build_wanted, listing, prune)) != 1:
         raise UserError("build: give ENSEMBLE.yaml, --list or --prune, one of them")
+    if build_wanted and folder is not None:
+        raise UserError("build: --plan-cache goes with --list and --prune; ENSEMBLE.yaml has engine.plan_cache")
 
 
 def _megabytes(plans: list[Kept]) -> int:

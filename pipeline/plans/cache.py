@@ -169,6 +169,6 @@ class PlanCache:
             ) from err
 
 
-def days_unused(kept: Kept, now_s: float | None = None) -> float:
+def days_unused(kept: Kept) -> float:
     """Since it was last loaded or written."""
-    return ((time.time() if now_s is None else now_s) - kept.used_s) / 86_400
+    return (time.time() - kept.used_s) / 86_400

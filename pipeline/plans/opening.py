@@ -31,12 +31,11 @@ from engines.rows import Engine
 from engines.tensorrt_library import load_tensorrt
 from pipeline.engine_settings import processors
 from pipeline.plans.cache import About, PlanCache, digest
-from pipeline.plans.samples import sample_rows
+from pipeline.plans.samples import Windows, sample_rows
 from pipeline.settings import EnsembleSettings
 
 log = logging.getLogger("penstock.plans")
 
-Windows = Callable[[], list[NDArray[np.int32]]]
 # Raises ParityError where a precision's outputs are not the model's.
 Gate = Callable[[Mapping[str, Parity], Precision], None]
 
@@ -114,9 +113,11 @@ def open_tensorrt_engine(
 
     try:
         for index in settings.engine.devices:
-            device = cuda.Device(index)
-            devices.append(device)
-            plans = _Plans(trt, device.name, device.compute_capability, PlanCache(settings.engine.plan_cache), model)
+            devices.append(cuda.Device(index))
+        cache = PlanCache(settings.engine.plan_cache)
+        graph = _graph(model, cache)
+        for device in devices:
+            plans = _Plans(trt, device.name, device.compute_capability, cache, model, graph)
             with device.current():
                 ready = plans.ready(may_build=may_build, opened=partial(trial, device))
             try:
@@ -139,13 +140,23 @@ class _Plans:
     """A model's plans for one kind of GPU."""
 
     def __init__(
-        self, trt: ModuleType, gpu: str, compute_capability: tuple[int, int], cache: PlanCache, model: Model
+        self,
+        trt: ModuleType,
+        gpu: str,
+        compute_capability: tuple[int, int],
+        cache: PlanCache,
+        model: Model,
+        graph: bytes,
     ) -> None:
         self._trt = trt
         self._gpu = gpu
         self._chip = re.sub(r"\W+", "-", f"{gpu} sm{''.join(map(str, compute_capability))}")
         self._cache = cache
         self._model = model
+        self._graph = graph
+        builder = (trt.__version__, self._chip, str(_OPTIMIZATION_LEVEL))
+        graph_key = digest(graph)  # of hundreds of megabytes, so once
+        self._keys = {shape: digest(graph_key, repr(shape.inputs()), *builder) for shape in model.shapes}
         self._references: dict[int, dict[str, NDArray[np.float32]]] = {}
 
     def ready(
@@ -153,26 +164,20 @@ class _Plans:
     ) -> dict[PlanShape, bytes]:
         """All of them, those that were missing built and checked; with `anew` all are. `opened` makes an engine of
         some."""
-        graph = self._graph()
-        keys = {
-            shape: digest(graph, repr(shape.inputs()), self._trt.__version__, self._chip, str(_OPTIMIZATION_LEVEL))
-            for shape in self._model.shapes
-        }
-        for key in keys.values() if anew else ():
+        for key in self._keys.values() if anew else ():
             self._cache.remove(key)
-        found = {shape: self._cache.plan(key) for shape, key in keys.items()}
+        found = {shape: self._cache.plan(key) for shape, key in self._keys.items()}
         missing = [shape for shape, plan in found.items() if plan is None]
         if missing and not may_build:
             names = ", ".join(map(str, missing))
             raise PlanMissing(f"{self._model.checkpoint.folder}: no plan of {names} in {self._cache.folder}")
         for shape in missing:
-            with self._cache.building(keys[shape]):
-                found[shape] = self._cache.plan(keys[shape]) or self._build(graph, shape, keys[shape], opened)
+            key = self._keys[shape]
+            with self._cache.building(key):
+                found[shape] = self._cache.plan(key) or self._build(shape, key, opened)
         return {shape: plan for shape, plan in found.items() if plan is not None}
 
-    def _build(
-        self, graph: bytes, shape: PlanShape, key: str, opened: Callable[[Mapping[PlanShape, bytes]], Engine]
-    ) -> bytes:
+    def _build(self, shape: PlanShape, key: str, opened: Callable[[Mapping[PlanShape, bytes]], Engine]) -> bytes:
         version, model = self._trt.__version__, self._model
         log.info(
             "%s: building its %s plan of %s tokens for %s", model.checkpoint.folder, model.precision, shape, self._gpu
@@ -180,7 +185,7 @@ class _Plans:
         started_s = time.monotonic()
         built: BuiltPlan = build_plan(
             self._trt,
-            graph,
+            self._graph,
             shape.inputs(),
             timings=self._cache.timings(version, self._chip),
             optimization_level=_OPTIMIZATION_LEVEL,
@@ -224,32 +229,29 @@ class _Plans:
         got = _answers(engine, windows, row_length=shape.row_length, max_batch_tokens=shape.tokens)
         return {output.name: compare(output, wanted[output.name], got[output.name]) for output in model.outputs}
 
-    def _graph(self) -> bytes:
-        model = self._model
-        return written_graph(model.checkpoint, model.outputs, numbers=self._numbers())
 
-    def _numbers(self) -> Numbers:
-        precision = self._model.precision
-        if precision == "fp8" or precision == "int8":
-            return Numbers(
-                floats="fp16", quantization=quantization(precision, self._model.checkpoint, self._channels())
-            )
-        return Numbers(floats=precision)
+def _graph(model: Model, cache: PlanCache) -> bytes:
+    """What all of the model's plans are built of, whatever the shape and the GPU."""
+    return written_graph(model.checkpoint, model.outputs, numbers=_numbers(model, cache))
 
-    def _channels(self) -> dict[str, NDArray[np.float32]]:
-        model = self._model
-        windows = model.windows()
-        graph = written_graph(model.checkpoint, model.outputs)
-        key = digest(graph, *(window.tobytes() for window in windows))
-        if (channels := self._cache.channels(key)) is None:
-            log.info("%s: measuring its activations over %d texts", model.checkpoint.folder, len(windows))
-            rows = sample_rows(windows, row_length=model.shapes[-1].row_length, max_batch_tokens=_CALIBRATION_TOKENS)
-            measured = measure_channels(
-                model.checkpoint, model.outputs, [each for each, _ in rows], threads=processors()
-            )
-            channels = {name: each.tolist() for name, each in measured.items()}
-            self._cache.keep_channels(key, channels)
-        return {name: np.array(each, np.float32) for name, each in channels.items()}
+
+def _numbers(model: Model, cache: PlanCache) -> Numbers:
+    if model.precision == "fp8" or model.precision == "int8":
+        scaled = quantization(model.precision, model.checkpoint, _channels(model, cache))
+        return Numbers(floats="fp16", quantization=scaled)
+    return Numbers(floats=model.precision)
+
+
+def _channels(model: Model, cache: PlanCache) -> dict[str, NDArray[np.float32]]:
+    windows = model.windows()
+    key = digest(written_graph(model.checkpoint, model.outputs), *(window.tobytes() for window in windows))
+    if (channels := cache.channels(key)) is None:
+        log.info("%s: measuring its activations over %d texts", model.checkpoint.folder, len(windows))
+        rows = sample_rows(windows, row_length=model.shapes[-1].row_length, max_batch_tokens=_CALIBRATION_TOKENS)
+        measured = measure_channels(model.checkpoint, model.outputs, [each for each, _ in rows], threads=processors())
+        channels = {name: each.tolist() for name, each in measured.items()}
+        cache.keep_channels(key, channels)
+    return {name: np.array(each, np.float32) for name, each in channels.items()}
 
 
 def _answers(

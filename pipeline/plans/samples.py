@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -15,6 +15,9 @@ from schemas.errors import BadRecord
 from stages.microbatcher import cut
 from stages.packing import pack_rows
 from stages.tokenize import TextTokenizer
+
+# Token ids of each window, when they are wanted.
+Windows = Callable[[], list[NDArray[np.int32]]]
 
 # A share of 99 % equal decisions is told from 98.5 %.
 TEXTS = 1024

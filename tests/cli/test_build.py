@@ -9,15 +9,10 @@ import pytest
 from pipeline.ensemble import Ensemble
 from pipeline.settings import load_ensemble
 from tests.cli.conftest import Penstock, WriteEnsemble
-from tests.fake_gpu import FakeGpu, install
+from tests.fake_gpu import FakeGpu
 
 ENGINE = {"kind": "tensorrt", "precision": "fp32"}
 BATCHING = {"row_length": 32, "max_batch_tokens": 128}
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return install(monkeypatch)
 
 
 def test_plans_are_built_listed_and_found_again(

@@ -95,6 +95,20 @@ def working(echo: Echo, made: EnsembleSettings) -> None:
     require_results(made, 40)
 
 
+def ended_well(*echoes: Echo) -> None:
+    """They were told to stop, and nothing was wrong."""
+    for echo in echoes:
+        echo.end()
+        assert echo.error is None
+
+
+def refused(echo: Echo) -> str:
+    """What it stopped with, for want of a right."""
+    line = stopped_with(echo)
+    assert "authorization failed" in line.lower()
+    return line
+
+
 # The way to the broker.
 
 
@@ -113,8 +127,7 @@ def test_a_broker_that_is_killed_is_waited_for(
         send(made, range(40, 80))
         require_results(made, 80)
         eventually(lambda: echo.worker.not_ready() is None)
-        echo.end()
-        assert echo.error is None
+        ended_well(echo)
 
 
 @pytest.mark.parametrize("how", ["hang", "cut"])
@@ -133,8 +146,7 @@ def test_a_network_that_is_cut_for_longer_than_the_session_is_waited_for(
         kafka.cable.mend()
     require_results(made, 80)
     eventually(lambda: echo.worker.not_ready() is None)
-    echo.end()
-    assert echo.error is None
+    ended_well(echo)
 
 
 @pytest.mark.parametrize("how", ["hang", "cut"])
@@ -156,9 +168,7 @@ def test_what_another_worker_answered_meanwhile_is_not_answered_by_the_one_that_
     eventually(lambda: first.worker.not_ready() is None)
     send(made, range(40, 80))
     require_results(made, 80)
-    for echo in (first, second):
-        echo.end()
-        assert echo.error is None
+    ended_well(first, second)
 
 
 # Topics.
@@ -181,8 +191,7 @@ def test_a_results_topic_that_is_deleted_stops_the_worker(
     reader.read(lambda: len(numbers(reader)) == 40)
     reader.close()
     assert numbers(reader) == set(range(40, 80))
-    again.end()
-    assert again.error is None
+    ended_well(again)
 
 
 def test_a_requests_topic_that_is_deleted_stops_the_worker(
@@ -226,9 +235,7 @@ def test_partitions_that_are_added_are_worked_on(made: EnsembleSettings, kafka: 
     reader.close()
     assert reader.values[4] == list(range(40, 80, 2))
     assert reader.values[5] == list(range(41, 80, 2))
-    for echo in echoes:
-        echo.end()
-        assert echo.error is None
+    ended_well(*echoes)
     assert committed(more)[4] == committed(more)[5] == 20
     # The file is behind then, which the next start says.
     differences = {str(each) for each in compare_topics(kafka.admin, wanted_topics(made))}
@@ -256,8 +263,7 @@ def test_a_result_too_large_for_its_topic_costs_its_neighbours_nothing(
     letters.read(lambda: letters.count == 1)
     letters.close()
     assert letters.values[0] == [8]
-    echo.end()
-    assert echo.error is None
+    ended_well(echo)
 
 
 # Rights.
@@ -282,8 +288,7 @@ def test_a_worker_that_may_write_no_results_any_more_stops(
     before = committed(made)
     kafka.forbid(ResourceType.TOPIC, made.topic_names.results)
     send(made, range(40, 80))
-    line = stopped_with(echo)
-    assert "authorization failed" in line.lower()
+    line = refused(echo)
     assert made.topic_names.results in line
     assert committed(made) == before
     require_nothing_undelivered_committed(made)
@@ -295,8 +300,7 @@ def test_a_worker_that_may_read_no_requests_any_more_stops(
     echo = start(guarded)
     working(echo, made)
     kafka.forbid(ResourceType.TOPIC, made.topic_names.requests)
-    line = stopped_with(echo)
-    assert "authorization failed" in line.lower()
+    line = refused(echo)
     assert made.topic_names.requests in line
 
 
@@ -307,8 +311,7 @@ def test_a_worker_that_may_not_use_its_group_any_more_stops(
     working(echo, made)
     kafka.forbid(ResourceType.GROUP, made.name)
     send(made, range(40, 80))
-    line = stopped_with(echo)
-    assert "authorization failed" in line.lower()
+    refused(echo)
     require_nothing_undelivered_committed(made)
 
 
@@ -320,8 +323,7 @@ def test_a_worker_that_may_not_use_transactions_any_more_stops(kafka: TroubledKa
     working(echo, made)
     kafka.forbid(ResourceType.TRANSACTIONAL_ID, made.name)
     send(made, range(40, 80))
-    line = stopped_with(echo)
-    assert "authorization failed" in line.lower()
+    refused(echo)
     require_nothing_undelivered_committed(made)
 
 
@@ -334,8 +336,7 @@ def test_a_broker_that_throttles_is_waited_for(made: EnsembleSettings, kafka: Tr
         echo = start(made)
         send(made, range(40), text=random.Random(1).randbytes(1_000).hex())
         require_results(made, 40)
-        echo.end()
-        assert echo.error is None
+        ended_well(echo)
     finally:
         kafka.set_producer_quota(None)
 
@@ -352,5 +353,4 @@ def test_the_time_of_a_request_means_nothing(made: EnsembleSettings, kafka: Trou
     reader.read(lambda: reader.count == 5)
     reader.close()
     assert reader.values[0] == [0, 4, 8, 12, 16]
-    echo.end()
-    assert echo.error is None
+    ended_well(echo)

@@ -12,16 +12,10 @@ import pytest
 from engines.heads import PooledOutput
 from pipeline.settings import EnsembleSettings
 from tests.engines.conftest import VOCAB
-from tests.fake_gpu import FakeGpu, install
 
 OUTPUT = PooledOutput(name="embedding", pooling="mean", normalize=True)
 
 MakeSettings = Callable[..., EnsembleSettings]
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return install(monkeypatch)
 
 
 @pytest.fixture
