@@ -98,7 +98,7 @@ def consumer(
     """
     defaults = _EVERY_CLIENT | _CONSUMER_DEFAULTS
     owned = _OWNED | {"group.id": group, "client.id": client_id}
-    if settings.get("group.protocol", "classic") == "classic":
+    if is_classic(settings):
         defaults |= _CLASSIC_GROUP_DEFAULTS
         if instance is not None:
             defaults |= _NAMED_MEMBER_DEFAULTS
@@ -106,6 +106,11 @@ def consumer(
     config = defaults | dict(settings) | owned
     with _user_errors():
         return Consumer(config | {"logger": log, "error_cb": on_error, "on_commit": on_commit})
+
+
+def is_classic(settings: ClientSettings) -> bool:
+    """Whether members share out the partitions among themselves, which is the default, and not the broker (KIP-848)."""
+    return settings.get("group.protocol", "classic") == "classic"
 
 
 def share_consumer(

@@ -27,6 +27,7 @@ from pipeline.instance import Instance
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
+from pipeline.orphans import Orphans
 from pipeline.settings import EnsembleSettings, Stage
 from pipeline.share_group import ONE_PACK_A_BATCH
 from pipeline.share_work import share_worker
@@ -125,6 +126,7 @@ def work(
             max_in_flight_tokens=settings.batching.max_in_flight_tokens,
             commit_interval_ms=settings.commit_every_ms,
             drain_timeout_ms=settings.drain_timeout_ms,
+            orphans=orphans_of(settings, group=group, topic=topic, name=name),
         )
     then = sealed(stages[-1], settings, worker.finish)
     steps: list[Step] = []
@@ -188,6 +190,13 @@ def deliver(
         ],
         on_failure=worker.fail,
     )
+
+
+def orphans_of(settings: EnsembleSettings, *, group: str, topic: str, name: str | None) -> Orphans | None:
+    """What looks for partitions that are nobody's: for a member of a `name` in a classic group."""
+    if name is None or not clients.is_classic(settings.kafka.consumer_settings()):
+        return None
+    return Orphans(partial(clients.admin, settings.kafka.client_settings()), group=group, topic=topic)
 
 
 def _tokenize_step(settings: EnsembleSettings) -> _MakeStep:

@@ -38,6 +38,7 @@ from pipeline.group_offsets import committed_offsets
 from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
+from pipeline.orphans import Orphans
 from schemas.records import InputRecord, OutputRecord
 from stages.errors import StageError
 
@@ -70,7 +71,7 @@ class Worker:
 
     `finish` is where the last step hands its units; `fail` is where any thread reports what can't be mended.
     A group without a committed offset begins at the beginning. `connect` makes the consumer, which reports errors and
-    commits; `deliver` makes what delivers this worker's units.
+    commits; `deliver` makes what delivers this worker's units. `orphans` is for a member of a name.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Worker:
         max_in_flight_tokens: int,
         commit_interval_ms: int,
         drain_timeout_ms: int,
+        orphans: Orphans | None = None,
         clock_ms: Callable[[], float] = now_ms,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._topic = topic
+        self._orphans = orphans
         self._clock_ms = clock_ms
         self._intake = intake
         self._dead_letters = dead_letters
@@ -157,9 +160,7 @@ class Worker:
         """Get ready to deliver, then join the group: in this order, so that nothing is read that can't be answered."""
         self._delivery.open(stopped)
         self._open = True
-        self._consumer.subscribe(
-            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._join()
 
     def turn(self, submit: Callable[[Unit], None]) -> None:
         """Once round: read, submit, keep the bound, commit when it is time."""
@@ -177,6 +178,10 @@ class Worker:
             self._assignment.observe_lag(self._consumer)
             self._look_for_broker()
             self._commit_due_ms = self._clock_ms() + self._commit_interval_ms
+        if self._joined and self._orphans is not None and (orphans := self._orphans.seen(self._clock_ms())):
+            log.warning("nobody in the group reads %s %s: it is rebalanced", self._topic, orphans)
+            self._consumer.unsubscribe()
+            self._join()
 
     def membership(self) -> object:
         """Of the group, for the broker to check an offset's commit against: it refuses an old one.
@@ -257,6 +262,11 @@ class Worker:
             return
         self._broker_error = None
         log.info("the broker is back")
+
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
 
     # The group's callbacks, which the client runs inside of poll().
 

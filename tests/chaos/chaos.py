@@ -30,8 +30,9 @@ from confluent_kafka import KafkaException
 
 from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.apache_kafka.runtime import Runtime
-from pipeline.group_offsets import ask_committed_offsets
-from pipeline.settings import STAGES, load_ensemble
+from pipeline.errors import WorkerFailure
+from pipeline.group_offsets import ask_committed_offsets, has_backlog
+from pipeline.settings import STAGES, EnsembleSettings, Stage, load_ensemble
 from pipeline.up import make_topics
 from tests.chaos.crew import Crew
 from tests.chaos.tiny_ensemble import PARTITIONS, answers, some_texts, write_ensemble
@@ -162,10 +163,12 @@ def chaos(plan: Plan, folder: Path, *, runtime: Runtime, tell: bool = False) -> 
                 if broker_kills.error is not None:
                     raise RuntimeError("the broker did not start again") from broker_kills.error
                 chaos_is_over = not moments_s and broker_kills.done and traffic.done
-                return chaos_is_over and crew.complete and onlooker.verdict.answered == plan.requests
+                answered = chaos_is_over and crew.complete and onlooker.verdict.answered == plan.requests
+                # A worker killed last may have had all answered and nothing committed.
+                return answered and not _is_behind(settings)
 
             _look_after(crew, onlooker, until=all_answered)
-        except (RuntimeError, TimeoutError) as err:
+        except (RuntimeError, TimeoutError, WorkerFailure) as err:
             outcome.broken.append(f"{type(err).__name__}: {err} ({err.__cause__ or 'no cause told'})")
             crew.tell_stacks()
         finally:
@@ -201,6 +204,19 @@ def _look_after(crew: Crew, onlooker: Onlooker, *, until: Callable[[], bool]) ->
         time.sleep(_LOOK_S)
 
 
+def _is_behind(settings: EnsembleSettings) -> bool:
+    """Whether any stage has something left to do, or to commit."""
+    return any(
+        has_backlog(settings.kafka.consumer_settings(), settings.group_id(stage), topic, range(PARTITIONS))
+        for stage, topic in _input_topics(settings).items()
+    )
+
+
+def _input_topics(settings: EnsembleSettings) -> dict[Stage, str]:
+    names = settings.topic_names
+    return dict(zip(STAGES, (names.requests, names.tokens, names.encodings), strict=True))
+
+
 def _judge(outcome: Outcome, *, settings_file: Path, verdict: Verdict, traffic: Traffic) -> None:
     """Read all there is, now that nobody writes any more."""
     settings = load_ensemble(settings_file)
@@ -227,8 +243,7 @@ def _judge(outcome: Outcome, *, settings_file: Path, verdict: Verdict, traffic: 
     if verdict.lost:
         outcome.broken.append(f"the first lost: {verdict.first_lost()}")
     outcome.broken += [f"not sent: {why}" for why in traffic.refused[:3]]
-    topics = dict(zip(STAGES, (names.requests, names.tokens, names.encodings), strict=True))
-    for stage, topic in topics.items():
+    for stage, topic in _input_topics(settings).items():
         ends = {place: end for place, end in read_to_the_end(settings, topic).items() if end}
         committed: Mapping[int, int] = ask_committed_offsets(
             settings.kafka.consumer_settings(), settings.group_id(stage), topic, range(PARTITIONS)

@@ -71,7 +71,7 @@ class Crew:
     @property
     def complete(self) -> bool:
         """Whether all run, those too that were killed a moment ago."""
-        return len(self.pids) == len(self._supervisor.restarts)
+        return self.own_deaths >= 0 and len(self.pids) == len(self._supervisor.restarts)
 
     @property
     def own_deaths(self) -> int:
