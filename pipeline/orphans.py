@@ -40,7 +40,7 @@ class _Look:
 
     @property
     def done(self) -> bool:
-        return self.group.done() and self.topic.done()
+        return self.group.done() and (self.group.exception() is not None or self.topic.done())
 
 
 class Orphans:

@@ -201,7 +201,8 @@ class ShareWorker:
 
     def _leave(self) -> None:
         # On a thread of its own: it waits for a broker that may be away, for up to a minute.
-        for member in self._members:
+        # First those that hold nothing: what others release would come to them, and be one delivery more.
+        for member in sorted(self._members, key=lambda each: not each.free):
             try:
                 member.leave()
             except KafkaException as err:

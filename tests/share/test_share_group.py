@@ -187,6 +187,19 @@ def test_a_pack_that_comes_back_too_often_is_a_dead_letter_for_each_of_its_texts
     assert third.error is None
 
 
+def test_what_a_worker_releases_does_not_come_to_its_other_member(settings: MakeSettings, start: Start) -> None:
+    made = settings()
+    first = start(made, holding=True)
+    send(made, [pack(made, 0)])
+    eventually(lambda: first.seen == [0])
+    order: list[bool] = []
+    for member in first.worker._members:
+        leave = member.leave
+        member.leave = lambda leave=leave, member=member: (order.append(member.free), leave())  # type: ignore[misc,method-assign]
+    first.fail()
+    assert order == [True, False]
+
+
 def test_a_stop_answers_what_was_read_and_leaves_the_rest(settings: MakeSettings, start: Start) -> None:
     made = settings()
     first = start(made, holding=True)
