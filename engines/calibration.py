@@ -29,7 +29,7 @@ def measure_channels(
     checkpoint: Checkpoint, outputs: Sequence[PooledOutput], batches: Iterable[PackedRows], *, threads: int
 ) -> dict[str, NDArray[np.float32]]:
     """For each activation that a dense layer reads, the largest absolute value of each channel, (in,), in any batch."""
-    names = dense_inputs(int(checkpoint.config.num_hidden_layers))
+    names = dense_inputs(checkpoint.config.num_hidden_layers)
     session = open_session(checkpoint, outputs, threads=threads, told=names)
     largest: dict[str, NDArray[np.float32]] = {}
     for rows in batches:

@@ -7,21 +7,18 @@ weights, which are 4 bytes a parameter: only who computes with them loads them.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import CheckpointError
 from engines.json_files import read_json, read_object
+from engines.model_config import ModelConfig, model_config
 from engines.weights import read_weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 Pooling = Literal["mean", "cls"]
 
@@ -56,25 +53,24 @@ class CheckpointConfig:
     """
 
     folder: Path
-    config: PreTrainedConfig
+    config: ModelConfig
     max_positions: int
     sentence: SentenceSettings | None
 
     @property
     def classifies(self) -> bool:
         """Whether the checkpoint was saved with a head that classifies texts."""
-        return any("ForSequenceClassification" in name for name in self.config.architectures or ())
+        return any("ForSequenceClassification" in name for name in self.config.architectures)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Of the checkpoint's own head, in the order of its logits."""
-        return tuple(str(label) for _, label in sorted((self.config.id2label or {}).items()))
+        return tuple(label for _, label in sorted(self.config.id2label.items()))
 
     @property
     def problem_type(self) -> str | None:
         """Of the checkpoint's own head, in `transformers`' words; None where it does not say."""
-        problem_type: str | None = self.config.problem_type
-        return problem_type
+        return self.config.problem_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +138,7 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(
         folder=folder,
         config=config,
-        max_positions=int(config.max_position_embeddings),
+        max_positions=config.max_position_embeddings,
         sentence=_sentence_settings(folder),
     )
 
@@ -174,7 +170,7 @@ def _model_folders(locations: Iterable[str]) -> Iterator[Path]:
                 yield path.parent
 
 
-def _load_config(folder: Path) -> PreTrainedConfig:
+def _load_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json: name the folder that holds a model's config.json")
@@ -185,17 +181,9 @@ def _load_config(folder: Path) -> PreTrainedConfig:
             f"{path}: model_type {model_type!r} is not supported: choose a model of one of: "
             + ", ".join(SUPPORTED_MODEL_TYPES)
         )
-    # Without PyTorch, transformers advises on import to install it. We want its configs and tokenizers only.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoConfig
-
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as err:
-        reason = str(err).splitlines()[0]
-        raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
+    config = model_config(path, written)
     # A BERT that decodes masks the future, and relative positions add to the scores: neither is in the graph.
-    if getattr(config, "is_decoder", False):
+    if config.is_decoder:
         raise CheckpointError(f"{path}: is_decoder is true, and only encoders are supported: choose an encoder")
     positions = written.get("position_embedding_type", "absolute")
     if positions != "absolute":

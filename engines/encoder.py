@@ -107,7 +107,7 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
             f"{checkpoint.folder / 'config.json'}: hidden_act {config.hidden_act!r} is not supported: "
             "choose a model with one of: " + ", ".join(ACTIVATIONS)
         )
-    width, heads = int(config.hidden_size), int(config.num_attention_heads)
+    width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'}: hidden_size {width} can't be split over {heads} "
@@ -132,7 +132,7 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
         )
 
     def layer(index: int) -> EncoderLayer:
-        at, inner = names.layer.format(index), int(config.intermediate_size)
+        at, inner = names.layer.format(index), config.intermediate_size
         return EncoderLayer(
             query=dense(at + names.query, width, width),
             key=dense(at + names.key, width, width),
@@ -144,12 +144,12 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
             output_norm=norm(at + names.output_norm),
         )
 
-    token_types = table(names.token_types, int(config.type_vocab_size))
+    token_types = table(names.token_types, config.type_vocab_size)
     return Encoder(
-        words=table(names.words, int(config.vocab_size)),
+        words=table(names.words, config.vocab_size),
         positions=table(names.positions, checkpoint.max_positions) + token_types[0],
         embeddings_norm=norm(names.embeddings_norm),
-        layers=tuple(layer(index) for index in range(int(config.num_hidden_layers))),
+        layers=tuple(layer(index) for index in range(config.num_hidden_layers)),
         attention_heads=heads,
-        norm_epsilon=float(config.layer_norm_eps),
+        norm_epsilon=config.layer_norm_eps,
     )

@@ -6,8 +6,8 @@ Inputs   input_ids, position_ids, segment_ids  int32 (R, S)
 Outputs  one a PooledOutput, by its name       float32 (N, W)
 
 Plain operators of opset 17 (20 in half precision), so that ONNX Runtime, OpenVINO and TensorRT all take it. `slots`
-is an input since Range loads in ONNX Runtime 1.32 and fails at run time. Weights above 2 GB, protobuf's limit, don't
-fit.
+is an input since Range loads in ONNX Runtime 1.32 and fails at run time. Weights above 2 GB, protobuf's limit, fit only
+beside the graph, which is also the quicker way: in it they are copied four times.
 
 In half precision the encoder computes in that type, and what follows the pooling in float32: it is N rows and not
 R * S. Where it is quantized, the operands of each dense layer are: `Q/DQ` pairs before it, one scale for an
@@ -37,7 +37,13 @@ from engines.precision import Numbers
 # 8-bit floats since 19.
 OPSET, IR_VERSION = 17, 8
 HALVED_OPSET, HALVED_IR_VERSION = 20, 9
+# A constant's name -> its value.
+Weights = dict[str, NDArray[Any]]
+
 INPUTS = ("input_ids", "position_ids", "segment_ids", "slots", "texts")
+
+# What a graph keeps itself in any case: shapes and indices, which libraries want to see as they read it, are smaller.
+_SMALL = 1024
 
 # exp(-10,000) is 0 in every float type, and float16 still holds the number: masked texts add exactly nothing.
 _MASKED = -10_000.0
@@ -51,9 +57,11 @@ def packed_graph(
     *,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
     told: Sequence[str] = (),
+    beside: Weights | None = None,
 ) -> onnx.ModelProto:
     """The graph of a checkpoint's encoder with these outputs. `told` are activations, as `dense_inputs` names them,
-    whose largest absolute value in each channel (in,) becomes an output of that name as well.
+    whose largest absolute value in each channel (in,) becomes an output of that name as well. Weights are put into
+    `beside`, where that is given, and the graph only names them (as external data of the location "memory").
 
     Raises CheckpointError when weights or heads don't fit.
     """
@@ -62,7 +70,7 @@ def packed_graph(
     for name in INPUTS:
         if name in widths:
             raise CheckpointError(f"output {name!r}: an input of the graph has this name: choose another")
-    graph = _Graph(numbers, told)
+    graph = _Graph(numbers, told, beside)
     hidden = _encode(graph, encoder)  # (R, S, H)
     selections: dict[Pooling, str] = {}
     for output in outputs:
@@ -78,10 +86,12 @@ def written_graph(
     *,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
     told: Sequence[str] = (),
+    beside: Weights | None = None,
 ) -> bytes:
     """`packed_graph` as an engine's library reads it. Raises CheckpointError, and MemoryError without room for it."""
     try:
-        written: bytes = packed_graph(checkpoint, outputs, numbers=numbers, told=told).SerializeToString()
+        graph = packed_graph(checkpoint, outputs, numbers=numbers, told=told, beside=beside)
+        written: bytes = graph.SerializeToString()
     except EncodeError as err:  # says no more than that it failed
         raise MemoryError(
             f"{checkpoint.folder}: no room to write its graph, or more than the 2 GB of weights that ONNX takes"
@@ -95,9 +105,10 @@ class _Graph:
     Every name but an input's and an output's starts with a slash, so that none meets an output's.
     """
 
-    def __init__(self, numbers: Numbers, told: Sequence[str]) -> None:
+    def __init__(self, numbers: Numbers, told: Sequence[str], beside: Weights | None) -> None:
         self._numbers = numbers
         self._told = frozenset(told)
+        self._beside = beside
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -114,7 +125,12 @@ class _Graph:
     def constant(self, value: NDArray[Any]) -> str:
         """As it is."""
         name = f"/constant/{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(value, name))
+        if self._beside is None or value.nbytes < _SMALL:
+            tensor = numpy_helper.from_array(value, name)
+        else:
+            self._beside[name] = np.asarray(value, order="C")
+            tensor = _named_only(name, value)
+        self._constants.append(tensor)
         return name
 
     def floats(self, value: NDArray[np.float32] | float) -> str:
@@ -174,6 +190,15 @@ class _Graph:
         opsets = [helper.make_opsetid("", HALVED_OPSET if self.halved else OPSET)]
         ir_version = HALVED_IR_VERSION if self.halved else IR_VERSION
         return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="penstock")
+
+
+def _named_only(name: str, value: NDArray[Any]) -> onnx.TensorProto:
+    """A tensor whose data is elsewhere."""
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=name, dims=value.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+    for key, told in (("location", "memory"), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=told)
+    return tensor
 
 
 def _encode(graph: _Graph, encoder: Encoder) -> str:

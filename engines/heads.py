@@ -89,13 +89,13 @@ def classification_head(checkpoint: Checkpoint) -> Head:
     It wants pooling `cls` and no normalising.
     """
     if "classifier.weight" not in checkpoint.weights:
-        architectures = ", ".join(checkpoint.config.architectures or ()) or "not named"
+        architectures = ", ".join(checkpoint.config.architectures) or "not named"
         raise CheckpointError(
             f"{checkpoint.folder}: no classifier in the weights (architectures: {architectures}): "
             "choose a model fine-tuned for sequence classification, or give a head's file"
         )
     labels = checkpoint.labels
-    width = int(checkpoint.config.hidden_size)
+    width = checkpoint.config.hidden_size
     pooler = DenseLayer(
         weight=checkpoint.tensor("bert.pooler.dense.weight", (width, width)),
         bias=checkpoint.tensor("bert.pooler.dense.bias", (width,)),

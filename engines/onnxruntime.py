@@ -7,6 +7,7 @@ session's own, which don't spin while they wait: other processes live on the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -15,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as raised  # type: ignor
 
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineError
-from engines.graph import written_graph
+from engines.graph import Weights, written_graph
 from engines.heads import PooledOutput, check_outputs
 from engines.rows import PackedRows, check_rows, graph_inputs
 
@@ -38,9 +39,9 @@ class OnnxRuntimeEngine:
     """Implements `engines.rows.Engine`."""
 
     def __init__(self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int) -> None:
-        self._vocab_size = int(checkpoint.config.vocab_size)
+        self._vocab_size = checkpoint.config.vocab_size
         self._max_positions = checkpoint.max_positions
-        self._widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
+        self._widths = check_outputs(outputs, hidden_size=checkpoint.config.hidden_size)
         self._session = open_session(checkpoint, outputs, threads=threads)
 
     @property
@@ -59,11 +60,25 @@ class OnnxRuntimeEngine:
         del self._session
 
 
+class Session:
+    """ONNX Runtime's, with the weights beside its graph: it reads them where they are, and doesn't keep them itself."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, weights: Weights) -> None:
+        self._session = session
+        self._weights = weights
+
+    def run(self, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Outputs of these names, in their order."""
+        tensors: list[NDArray[np.float32]] = self._session.run([*names], inputs)
+        return tensors
+
+
 def open_session(
     checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int, told: Sequence[str] = ()
-) -> onnxruntime.InferenceSession:
+) -> Session:
     """The graph of `engines.graph` in float32, ready to run. Raises EngineError."""
-    model = written_graph(checkpoint, outputs, told=told)
+    weights: Weights = {}
+    model = written_graph(checkpoint, outputs, told=told, beside=weights)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -71,7 +86,10 @@ def open_session(
     # Plans of memory are kept by shape, and micro-batches come in many.
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors: its warnings are about graph optimisation
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+    options.add_external_initializers(list(weights), values)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _FAILURES as err:
         raise EngineError(f"ONNX Runtime can't build {checkpoint.folder}: {err}") from err
+    return Session(session, weights)

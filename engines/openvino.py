@@ -29,9 +29,9 @@ class OpenVinoEngine:
             import openvino  # type: ignore[import-untyped]
         except ImportError as err:
             raise EngineUnavailable("engine openvino: not installed: pip install openvino") from err
-        self._vocab_size = int(checkpoint.config.vocab_size)
+        self._vocab_size = checkpoint.config.vocab_size
         self._max_positions = checkpoint.max_positions
-        self._widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
+        self._widths = check_outputs(outputs, hidden_size=checkpoint.config.hidden_size)
         core = openvino.Core()
         settings = {
             # Where the processor has bfloat16, OpenVINO would take it unasked: another model (cosine 0.99997).

@@ -137,7 +137,7 @@ def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> P
     head = _head(settings, index) if model.head is not None else None
     output = PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
     with _blaming(settings, "models", index, "head"):
-        check_outputs([output], hidden_size=int(checkpoint.config.hidden_size))
+        check_outputs([output], hidden_size=checkpoint.config.hidden_size)
     return output
 
 
@@ -156,7 +156,7 @@ def _task_stage(settings: EnsembleSettings, index: int) -> TaskStage:
     config = _config(settings, index)
     if _task(model, config) == "sentence-embedding":
         _, normalize = _pooling(model, config)
-        return SentenceEmbedding(width=int(config.config.hidden_size), normalize=normalize)
+        return SentenceEmbedding(width=config.config.hidden_size, normalize=normalize)
     if model.head is not None:
         return TextClassification(_head(settings, index).labels, top_k=model.top_k)
     return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))

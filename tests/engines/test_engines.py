@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.message import EncodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from engines import graph
 from engines.checkpoint import Checkpoint
@@ -180,6 +181,22 @@ def test_graph_is_valid_plain_onnx(tiny: Checkpoint) -> None:
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
     assert [each.name for each in model.graph.input] == [*graph.INPUTS]
     assert [each.name for each in model.graph.output] == ["embedding", "mean", "first", "sentiment", "class"]
+
+
+def test_weights_beside_a_graph_are_those_in_it(tiny: Checkpoint) -> None:
+    beside: graph.Weights = {}
+    lean = packed_graph(tiny, outputs_of(tiny), beside=beside)
+    whole = packed_graph(tiny, outputs_of(tiny))
+    found = {
+        each.name: beside[each.name] if each.external_data else numpy_helper.to_array(each)
+        for each in lean.graph.initializer
+    }
+    wanted = {each.name: numpy_helper.to_array(each) for each in whole.graph.initializer}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
+    assert sum(value.nbytes for value in beside.values()) > 0.9 * sum(value.nbytes for value in wanted.values())
+    assert all(value.flags.c_contiguous for value in beside.values())
 
 
 def test_outputs_share_one_encoder_pass(tiny: Checkpoint) -> None:
