@@ -35,7 +35,7 @@ from benchmarks.machine import machine
 from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.demo.texts import read_texts
 from pipeline.settings import STAGES, EnsembleSettings, load_ensemble
-from pipeline.supervisor import Supervisor
+from pipeline.supervisor import RestartPolicy, Supervisor
 from pipeline.up import make_topics, stage_commands
 
 Mode = Literal["standby", "named", "new"]
@@ -44,6 +44,8 @@ MODES: tuple[Mode, ...] = ("standby", "named", "new")
 PARTITIONS = 4
 TEXTS = 500
 SESSION_MS = 6_000
+# A worker that has lived for 30 s is started again at once: here already when it has come up.
+HEALTHY_S = 1.0
 WAIT_S = 60.0
 # What a worker says goes to a file; the shell becomes the worker.
 INTO_FILE = ("/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1')
@@ -156,7 +158,8 @@ def running(file: Path, settings: EnsembleSettings, logs: Path, *, mode: Mode) -
             # The empty name by its flag: an empty PENSTOCK_INSTANCE counts as none.
             wanted[name] = [*commands["encode"], *(["--instance", ""] if mode == "new" else [])]
     supervisor = Supervisor(
-        {name: [*INTO_FILE, str(logs / f"{name}.log"), *command] for name, command in wanted.items()}
+        {name: [*INTO_FILE, str(logs / f"{name}.log"), *command] for name, command in wanted.items()},
+        policy=RestartPolicy(healthy_s=HEALTHY_S),
     )
     supervisor.start()
     try:

@@ -105,8 +105,6 @@ def work(
             on_commit=on_commit,
         )
 
-    # Loading takes seconds; the group is joined when there is something to work with.
-    makers = makers or load_stages(settings, stages)
     intake = intake_of(settings, stages[0], dead_letters[stages[0]])
     worker: Worker | ShareWorker
     if stages[0] == "encode" and settings.encode_order == "none":
@@ -128,6 +126,9 @@ def work(
             drain_timeout_ms=settings.drain_timeout_ms,
             orphans=orphans_of(settings, group=group, topic=topic, name=name),
         )
+    # Loading takes its time, in which the clients find their brokers; the group is joined when there is something to
+    # work with.
+    makers = makers or load_stages(settings, stages)
     then = sealed(stages[-1], settings, worker.finish)
     steps: list[Step] = []
     for stage in reversed(stages):
