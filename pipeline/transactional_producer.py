@@ -27,7 +27,10 @@ _CALL_S = 5.0
 # What a call may take beyond its own time-out until it is given up.
 _CALL_GRACE_S = 0.5
 # A start is looked after this often; it goes on where it was.
-_START_S = 0.5
+_START_S = 0.05
+# While a predecessor's transaction is being ended a producer is refused, and asks again only half a second later; a new
+# one asks at once. Each of them waits twice as long as the one before.
+_LONGEST_START_S = 0.5
 # A produce call that finds the queue full waits this long for reports to make room, then tries again.
 _QUEUE_FULL_WAIT_S = 0.1
 
@@ -44,6 +47,7 @@ class TransactionalProducer:
         self._clock_ms = clock_ms
         self._producer: Producer | None = None
         self._starting: Producer | None = None
+        self._start_s = _START_S
         self._open = False
 
     @property
@@ -57,14 +61,17 @@ class TransactionalProducer:
             return True
         starting, self._starting = self._starting or self._connect(), None
         try:
-            starting.init_transactions(_START_S)
+            starting.init_transactions(self._start_s)
         except KafkaException as err:
             if not err.args[0].retriable():
                 raise
             starting.poll(0)  # it tells who listens that the broker is away
-            self._starting = starting
+            if err.args[0].code() == KafkaError.CONCURRENT_TRANSACTIONS:
+                self._start_s = min(2 * self._start_s, _LONGEST_START_S)
+            else:
+                self._starting = starting
             return False
-        self._producer, self._open = starting, False
+        self._producer, self._open, self._start_s = starting, False, _START_S
         return True
 
     def produce(self, output: OutputRecord, partition: int, on_report: OnReport) -> None:

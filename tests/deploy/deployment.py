@@ -54,13 +54,18 @@ class Instruction:
         return shlex.split(self.rest)
 
 
-def read_dockerfile() -> list[list[Instruction]]:
-    """Its stages, without what stands before the first."""
+def read_dockerfile() -> dict[str, list[Instruction]]:
+    """Its stages by their names, the last one as "image", each after what it is built on; what stands before the first
+    is left out."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
     instructions = [Instruction(*line.split(maxsplit=1)) for line in lines if line.strip()]
     starts = [index for index, each in enumerate(instructions) if each.name == "FROM"]
-    return [instructions[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    stages: dict[str, list[Instruction]] = {}
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        base, *named = instructions[start].words
+        stages[named[-1] if named else "image"] = [*stages.get(base, []), *instructions[start:end]]
+    return stages
 
 
 def of(stage: list[Instruction], name: str) -> list[Instruction]:
@@ -68,14 +73,14 @@ def of(stage: list[Instruction], name: str) -> list[Instruction]:
 
 
 def image_environment() -> dict[str, str]:
-    """What the image's last stage sets, except for the way to its own commands."""
-    pairs = (word.split("=", 1) for each in of(read_dockerfile()[-1], "ENV") for word in each.words)
+    """What the image sets, except for the way to its own commands."""
+    pairs = (word.split("=", 1) for each in of(read_dockerfile()["image"], "ENV") for word in each.words)
     return {name: value for name, value in pairs if name != "PATH"}
 
 
 def image_command(arguments: str) -> list[str]:
     """What runs in a container with that `command`."""
-    (entrypoint,) = of(read_dockerfile()[-1], "ENTRYPOINT")
+    (entrypoint,) = of(read_dockerfile()["image"], "ENTRYPOINT")
     return [*json.loads(entrypoint.rest), *shlex.split(arguments)]
 
 

@@ -20,7 +20,8 @@ from tests.deploy.deployment import ROOT, STAGE_SERVICES, of, read_compose, read
 from tests.deploy.json_schema import check
 
 SCHEMA = json.loads(Path(__file__).with_name("compose-spec.json").read_text())
-PENSTOCK_SERVICES = ("topics", *STAGE_SERVICES)
+PENSTOCK_SERVICES = ("topics", *STAGE_SERVICES, "encode-gpu")
+ENSEMBLES = ("ensemble.yaml", "ensemble-gpu.yaml")
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_penstock_has_no_rights(services: dict[str, Any]) -> None:
         service = services[name]
         assert service["read_only"] is True
         assert service["tmpfs"].startswith("/tmp:")
-        assert all(volume.endswith(":ro") for volume in service["volumes"])
+        assert all(volume.endswith(":ro") for volume in service["volumes"] if not volume.startswith("plans:"))
 
 
 def test_no_service_can_get_more_rights(services: dict[str, Any]) -> None:
@@ -107,7 +108,8 @@ def test_no_service_can_get_more_rights(services: dict[str, Any]) -> None:
 
 
 def test_the_image_is_built_once_and_not_looked_for_elsewhere(services: dict[str, Any]) -> None:
-    assert [name for name, service in services.items() if "build" in service] == ["topics"]
+    assert [name for name, service in services.items() if "build" in service] == ["topics", "encode-gpu"]
+    assert services["encode-gpu"]["image"] != services["topics"]["image"]
     for stage in STAGES:
         assert services[stage]["image"] == services["topics"]["image"]
         assert services[stage]["pull_policy"] == "never"
@@ -136,6 +138,27 @@ def test_each_stage_is_a_service_that_scales(services: dict[str, Any]) -> None:
         assert not services[stage].keys() & {"container_name", "ports", "hostname", "deploy", "scale"}
 
 
+def test_encode_on_a_gpu_is_encode_with_a_gpu(services: dict[str, Any]) -> None:
+    differing = {"profiles", "image", "build", "volumes", "deploy", "healthcheck"}
+    plain = {name: value for name, value in services["encode"].items() if name not in differing}
+    assert {name: value for name, value in services["encode-gpu"].items() if name not in differing} == plain
+    assert services["encode-gpu"]["profiles"] == ["gpu"]
+    assert services["encode-gpu"]["volumes"][:-1] == services["encode"]["volumes"]
+    assert services["encode-gpu"]["healthcheck"]["test"] == services["encode"]["healthcheck"]["test"]
+    (device,) = services["encode-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_the_ensemble_for_a_gpu_differs_in_its_engine_only() -> None:
+    plain, gpu = (load_ensemble(ROOT / "deploy" / name) for name in ENSEMBLES)
+    assert gpu.engine.kind == "tensorrt"
+    for name in type(plain).model_fields.keys() - {"engine", "batching"}:
+        assert getattr(plain, name) == getattr(gpu, name), name
+    service = read_compose({"PENSTOCK_ENSEMBLE": "./deploy/ensemble-gpu.yaml"})["services"]
+    for stage in (*STAGES, "topics", "encode-gpu"):
+        assert service[stage]["volumes"][0] == "./deploy/ensemble-gpu.yaml:/etc/penstock/ensemble.yaml:ro"
+
+
 def test_stages_start_when_the_topics_are_there(services: dict[str, Any]) -> None:
     assert services["topics"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
     for stage in STAGES:
@@ -156,7 +179,7 @@ def test_stages_have_the_time_to_drain(services: dict[str, Any]) -> None:
 
 
 def test_health_is_asked_as_the_image_asks_it(services: dict[str, Any]) -> None:
-    (of_image,) = of(read_dockerfile()[-1], "HEALTHCHECK")
+    (of_image,) = of(read_dockerfile()["image"], "HEALTHCHECK")
     *options, command = re.split(r" (?=--|CMD )", f" {of_image.rest}")[1:]
     for stage in STAGES:
         health = services[stage]["healthcheck"]

@@ -52,3 +52,29 @@ def test_a_producer_that_does_not_answer_is_given_up(stuck: Stuck, monkeypatch: 
     producer.abort(usable=usable_after(error))
     assert not producer.connected
     assert producer.start(), "the next one of its name goes on"
+
+
+class Refused:
+    """Its start fails so often, each time after all of its time-out."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = [*codes]
+        self.waited: list[float] = []
+
+    def init_transactions(self, timeout: float) -> None:
+        self.waited.append(timeout)
+        if self.codes:
+            raise KafkaException(KafkaError(self.codes.pop(0), retriable=True))
+
+    def poll(self, _timeout: float) -> None: ...
+
+
+def test_a_predecessor_s_transaction_is_asked_for_by_a_new_producer_each_time() -> None:
+    """One that was refused would ask again half a second later: that is what a killed worker's restart would wait."""
+    refused = KafkaError.CONCURRENT_TRANSACTIONS
+    made = [Refused(KafkaError._TIMED_OUT, refused), Refused(refused), Refused()]
+    producers = iter(made)
+    producer = TransactionalProducer(lambda: cast(Producer, next(producers)), clock_ms=now_ms)
+    assert [producer.start() for _ in range(4)] == [False, False, False, True]
+    assert [each.waited for each in made] == [[0.05, 0.05], [0.1], [0.2]]
+    assert producer.connected
