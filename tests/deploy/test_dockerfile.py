@@ -66,8 +66,8 @@ def test_what_is_installed_for_gpus_is_checked_against_its_hash_too() -> None:
     built, computed = (" ".join(arguments.split()) for arguments in installs[3:])
     assert built == "--require-hashes --only-binary :all: -r requirements/build-gpu.txt"
     assert computed == (
-        "--require-hashes --only-binary :all: --no-binary pycuda,tensorrt,tensorrt-cu13,tensorrt-cu13-libs --no-build-isolation "
-        "-r requirements/gpu.txt"
+        "--require-hashes --only-binary :all: --no-binary pycuda,tensorrt,tensorrt-cu13,tensorrt-cu13-libs "
+        "--no-build-isolation -r requirements/gpu.txt"
     )
 
 
