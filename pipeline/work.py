@@ -35,7 +35,16 @@ from pipeline.share_worker import ShareWorker
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep, Window
 from pipeline.transactions import TransactionLane
 from pipeline.worker import OnCommit, OnError, Worker
-from schemas.packs import EncodingPack, TokenPack, decode_encoding_pack, decode_token_pack, encode_pack, source_of
+from schemas.packs import (
+    EncodingPack,
+    TokenPack,
+    decode_encoding_pack,
+    decode_token_pack,
+    encode_pack,
+    joined_encodings,
+    joined_tokens,
+    source_of,
+)
 from schemas.records import OutputRecord
 from stages.microbatcher import MicroBatcher
 
@@ -255,11 +264,19 @@ def intake_of(settings: EnsembleSettings, stage: Stage, dead_letters: DeadLetter
             return RequestIntake(max_pack_size=settings.batching.max_pack_size)
         case "encode":
             return PackIntake(
-                decode_token_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+                decode_token_pack,
+                joined_tokens,
+                max_pack_size=settings.batching.max_pack_size,
+                requests_topic=settings.topic_names.requests,
+                dead_letters=dead_letters,
             )
         case "postprocess":
             return PackIntake(
-                decode_encoding_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+                decode_encoding_pack,
+                joined_encodings,
+                max_pack_size=settings.batching.max_pack_size,
+                requests_topic=settings.topic_names.requests,
+                dead_letters=dead_letters,
             )
 
 

@@ -7,6 +7,7 @@ Order inside a pack is the order of the source partition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -112,6 +113,38 @@ def encoding_pack(pack: TokenPack, outputs: dict[str, NDArray[np.float32]]) -> E
         outputs=[
             EncodedOutput(name, rows.shape[1], rows.astype(_FLOAT32, copy=False).tobytes())
             for name, rows in outputs.items()
+        ],
+    )
+
+
+def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
+    """One pack of what is in several of one partition, in their order."""
+    wide = any(pack.wide for pack in packs)
+    ids = [
+        np.frombuffer(pack.input_ids, _NARROW).astype(_WIDE).tobytes() if wide and not pack.wide else pack.input_ids
+        for pack in packs
+    ]
+    return TokenPack(
+        topic=packs[0].topic,
+        partition=packs[0].partition,
+        texts=[text for pack in packs for text in pack.texts],
+        wide=wide,
+        lengths=b"".join(pack.lengths for pack in packs),
+        input_ids=b"".join(ids),
+    )
+
+
+def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
+    """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
+    first = packs[0]
+    return EncodingPack(
+        topic=first.topic,
+        partition=first.partition,
+        texts=[text for pack in packs for text in pack.texts],
+        lengths=b"".join(pack.lengths for pack in packs),
+        outputs=[
+            EncodedOutput(output.name, output.width, b"".join(pack.outputs[place].values for pack in packs))
+            for place, output in enumerate(first.outputs)
         ],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,16 +13,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.dead_letters import DeadLetters
-from pipeline.intake import PackIntake, RequestIntake
+from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
 from schemas.packs import (
+    EncodingPack,
     PackedText,
     TokenPack,
     decode_encoding_pack,
     decode_token_pack,
     encode_pack,
     encoding_pack,
+    joined_encodings,
+    joined_tokens,
     token_pack,
 )
 from schemas.records import Headers, InputRecord, Source
@@ -29,6 +33,8 @@ from schemas.records import Headers, InputRecord, Source
 KIBIBYTE = 1024
 MOST_BYTES = 256 * KIBIBYTE
 LINE = PartitionLine(3)
+# Windows of a unit of packs.
+MOST = 8
 
 
 # Key and headers of a record here.
@@ -123,7 +129,7 @@ def test_nothing_read_is_no_unit() -> None:
 # Packs.
 
 
-def pack(*texts: Sequence[int]) -> TokenPack:
+def pack(*texts: Sequence[int], token: int = 1) -> TokenPack:
     """A pack of texts, each the lengths of its windows."""
     return token_pack(
         topic="reviews.requests",
@@ -132,7 +138,7 @@ def pack(*texts: Sequence[int]) -> TokenPack:
             PackedText(f"id{offset}", None, [], offset, len(lengths), sum(lengths), False)
             for offset, lengths in enumerate(texts)
         ],
-        chunks=[np.ones(length, np.int32) for lengths in texts for length in lengths],
+        chunks=[np.full(length, token, np.int32) for lengths in texts for length in lengths],
     )
 
 
@@ -145,18 +151,23 @@ class PackReader:
         self.worker = WorkerMetrics("reviews")
         metrics: StageMetrics = self.worker.stage(stage)
         letters = DeadLetters({}, topic="reviews.dead-letters", stage=stage, group=f"reviews.{stage}", metrics=metrics)
-        decode = decode_token_pack if stage == "encode" else decode_encoding_pack
-        self._intake = PackIntake(decode, requests_topic="reviews.requests", dead_letters=letters)
+        options: dict[str, Any] = {"requests_topic": "reviews.requests", "dead_letters": letters}
+        self._intake: Intake
+        if stage == "encode":
+            self._intake = PackIntake(decode_token_pack, joined_tokens, max_pack_size=MOST, **options)
+        else:
+            self._intake = PackIntake(decode_encoding_pack, joined_encodings, max_pack_size=MOST, **options)
 
-    def value(self, tokens: TokenPack) -> bytes:
+    def value(self, tokens: TokenPack, *, width: int = 2) -> bytes:
         if self.stage == "encode":
             return encode_pack(tokens)
-        return encode_pack(encoding_pack(tokens, {"v": np.zeros((len(tokens.chunk_lengths()), 2), np.float32)}))
+        rows = np.arange(len(tokens.chunk_lengths()) * width, dtype=np.float32).reshape(-1, width)
+        return encode_pack(encoding_pack(tokens, {"v": rows, "w": -rows}))
 
     def read(self, *values: bytes | None) -> list[Unit]:
         records = [record(offset, value, topic=self.topic) for offset, value in enumerate(values)]
         units = list(self._intake(LINE, iter(records), 5.0))
-        assert [unit.records for unit in units] == [[each] for each in records], "a unit a pack, in order"
+        assert [each for unit in units for each in unit.records] == records, "all of them, in order"
         assert all(unit.line is LINE and unit.read_ms == 5.0 for unit in units)
         return units
 
@@ -171,8 +182,8 @@ def reader(request: pytest.FixtureRequest) -> PackReader:
 
 
 def test_a_pack_is_a_unit_that_counts_its_texts_and_tokens(reader: PackReader) -> None:
-    first, second = reader.read(reader.value(pack([5], [3, 4])), reader.value(pack([7])))
-    assert (first.texts, first.tokens_in_flight) == (2, 12)
+    first, second = reader.read(reader.value(pack([5], [3] * (MOST - 1))), reader.value(pack([7])))
+    assert (first.texts, first.tokens_in_flight) == (2, 5 + 3 * (MOST - 1))
     assert (second.texts, second.tokens_in_flight) == (1, 7)
     for unit in (first, second):
         assert (unit.tokens is not None, unit.encodings is not None) == (
@@ -180,6 +191,57 @@ def test_a_pack_is_a_unit_that_counts_its_texts_and_tokens(reader: PackReader) -
             reader.stage == "postprocess",
         )
         assert not unit.outputs
+
+
+def test_small_packs_become_one_unit(reader: PackReader) -> None:
+    [unit] = reader.read(
+        reader.value(pack([2], [3, 4])), reader.value(pack([5], token=70_000)), reader.value(pack([6]))
+    )
+    assert (unit.texts, unit.tokens_in_flight, len(unit.records)) == (4, 20, 3)
+    made = unit.tokens or unit.encodings
+    assert made is not None
+    assert [text.id for text in made.texts] == ["id0", "id1", "id0", "id0"]
+    assert made.chunk_lengths().tolist() == [2, 3, 4, 5, 6]
+    if unit.tokens is not None:
+        assert [set(window.tolist()) for window in unit.tokens.chunk_ids()] == [{1}, {1}, {1}, {70_000}, {1}]
+    if unit.encodings is not None:
+        v, w = (output.rows().tolist() for output in unit.encodings.outputs)
+        assert v == [[0, 1], [2, 3], [4, 5], [0, 1], [0, 1]]
+        assert w == (-np.array(v)).tolist()
+    assert decoded(reader, encode_pack(made)) == made
+
+
+def decoded(reader: PackReader, value: bytes) -> TokenPack | EncodingPack:
+    return decode_token_pack(value) if reader.stage == "encode" else decode_encoding_pack(value)
+
+
+def test_a_unit_is_no_larger_than_a_full_pack(reader: PackReader) -> None:
+    sizes = [3, MOST - 3, 1, MOST, 1, 1, MOST - 1, MOST + 5, 2]
+    units = reader.read(*(reader.value(pack([1] * size)) for size in sizes))
+    assert [[len(unit.records), unit.tokens_in_flight] for unit in units] == [
+        [2, MOST],
+        [1, 1],
+        [1, MOST],
+        [2, 2],
+        [1, MOST - 1],
+        [1, MOST + 5],
+        [1, 2],
+    ]
+
+
+def test_nor_in_bytes(reader: PackReader) -> None:
+    # What a text carries along counts too.
+    heavy = pack([1])
+    heavy = msgspec.structs.replace(heavy, texts=[msgspec.structs.replace(heavy.texts[0], key=bytes(100 * 1024))])
+    units = reader.read(*[reader.value(heavy)] * 5)
+    assert [len(unit.records) for unit in units] == [2, 2, 1]
+
+
+def test_encodings_that_differ_in_their_outputs_stay_apart() -> None:
+    reader = PackReader("postprocess")
+    one, other = reader.value(pack([1])), reader.value(pack([1]), width=3)
+    units = reader.read(one, one, other, one)
+    assert [len(unit.records) for unit in units] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(

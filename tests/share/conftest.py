@@ -25,7 +25,7 @@ from pipeline.settings import EnsembleSettings
 from pipeline.share_group import ONE_PACK_A_BATCH, prepare_share_group
 from pipeline.share_work import share_worker
 from pipeline.up import make_topics
-from schemas.packs import PackedText, decode_token_pack, encode_pack, token_pack
+from schemas.packs import PackedText, decode_token_pack, encode_pack, joined_tokens, token_pack
 from schemas.records import OutputRecord
 from tests.eventually import WAIT_S
 
@@ -95,7 +95,11 @@ class Echo:
         self.worker = share_worker(
             settings,
             intake=PackIntake(
-                decode_token_pack, requests_topic=settings.topic_names.requests, dead_letters=dead_letters
+                decode_token_pack,
+                joined_tokens,
+                max_pack_size=settings.batching.max_pack_size,
+                requests_topic=settings.topic_names.requests,
+                dead_letters=dead_letters,
             ),
             dead_letters=dead_letters,
             client_id=f"echo-{id(self)}",
