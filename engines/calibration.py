@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.encoder import read_encoder
+from engines.graph import written_graph
 from engines.heads import PooledOutput
 from engines.onnxruntime import open_session
 from engines.precision import EightBits, Quantization, dense_inputs
@@ -30,7 +31,9 @@ def measure_channels(
 ) -> dict[str, NDArray[np.float32]]:
     """For each activation that a dense layer reads, the largest absolute value of each channel, (in,), in any batch."""
     names = dense_inputs(checkpoint.config.num_hidden_layers)
-    session = open_session(checkpoint, outputs, threads=threads, told=names)
+    session = open_session(
+        lambda beside: written_graph(checkpoint, outputs, told=names, beside=beside), checkpoint.folder, threads=threads
+    )
     largest: dict[str, NDArray[np.float32]] = {}
     for rows in batches:
         for name, channels in zip(names, session.run(names, graph_inputs(rows)), strict=True):

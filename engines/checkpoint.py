@@ -24,6 +24,10 @@ Pooling = Literal["mean", "cls"]
 
 SUPPORTED_MODEL_TYPES = ("bert",)
 
+# Their tables count from the padding token's number on, which is 1.
+_POSITIONS_AFTER_PADDING = frozenset({"camembert", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"})
+_PADDING_POSITIONS = 2
+
 # What sentence-transformers calls them: before 5.x a flag a mode, since then one word.
 _POOLING_FLAGS: dict[str, str] = {
     "pooling_mode_mean_tokens": "mean",
@@ -48,7 +52,8 @@ class SentenceSettings:
 class CheckpointConfig:
     """What a model's folder says of it, its weights aside.
 
-    max_positions  the most tokens a text may have, special ones included: what the position table holds
+    max_positions  the most tokens a text may have, special ones included: what the position table holds; 0 where the
+                   file doesn't say
     sentence       None where the folder isn't sentence-transformers'
     """
 
@@ -132,13 +137,15 @@ def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
     return models[0]
 
 
-def read_config(folder: Path) -> CheckpointConfig:
-    """Reads config and sentence-transformers' settings: some kilobytes, whatever the model's size."""
-    config = _load_config(folder)
+def read_config(folder: Path, *, any_model: bool = False) -> CheckpointConfig:
+    """Reads config and sentence-transformers' settings: some kilobytes, whatever the model's size. With `any_model` it
+    need be none of those whose graph is written here: its graph is the user's."""
+    config = _load_config(folder, any_model=any_model)
+    taken = _PADDING_POSITIONS if config.model_type in _POSITIONS_AFTER_PADDING else 0
     return CheckpointConfig(
         folder=folder,
         config=config,
-        max_positions=config.max_position_embeddings,
+        max_positions=max(0, config.max_position_embeddings - taken),
         sentence=_sentence_settings(folder),
     )
 
@@ -170,11 +177,13 @@ def _model_folders(locations: Iterable[str]) -> Iterator[Path]:
                 yield path.parent
 
 
-def _load_config(folder: Path) -> ModelConfig:
+def _load_config(folder: Path, *, any_model: bool) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json: name the folder that holds a model's config.json")
     written = read_object(path)
+    if any_model:
+        return model_config(path, written, any_model=True)
     model_type = written.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise CheckpointError(

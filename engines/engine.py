@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from engines.checkpoint import Checkpoint
+from engines.errors import EngineUnavailable
 from engines.heads import PooledOutput
+from engines.padded import PaddedEngine
 from engines.rows import Engine
 
+if TYPE_CHECKING:
+    from engines.source import GraphSource
+
 EngineKind = Literal["onnxruntime", "openvino", "numpy"]
+
+# Padded rows on a processor: their lengths, and how many tokens are computed at a time.
+_LENGTH_STEP = 16
+_PADDED_TOKENS = 4096
 
 
 def open_engine(
@@ -22,18 +31,34 @@ def open_engine(
     """
     assert threads >= 1
     assert instances >= 1
+    if kind == "numpy":
+        from engines.reference import ReferenceEngine
+
+        return ReferenceEngine(checkpoint, outputs)
+    from engines.source import of_checkpoint
+
+    return open_source(kind, of_checkpoint(checkpoint, outputs), threads=threads, instances=instances)
+
+
+def open_source(kind: EngineKind, source: GraphSource, *, threads: int, instances: int) -> Engine:
+    """The same for any graph; where its rows may hold one text only, they are laid out so.
+
+    Raises EngineUnavailable likewise, also for the engine that reads no graph.
+    """
     match kind:
         case "onnxruntime":
             from engines.onnxruntime import OnnxRuntimeEngine
 
-            return OnnxRuntimeEngine(checkpoint, outputs, threads=threads)
+            engine: Engine = OnnxRuntimeEngine(source, threads=threads)
         case "openvino":
             from engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine(checkpoint, outputs, threads=threads, instances=instances)
+            engine = OpenVinoEngine(source, threads=threads, instances=instances)
         case "numpy":
-            from engines.reference import ReferenceEngine
-
-            return ReferenceEngine(checkpoint, outputs)
+            raise EngineUnavailable("engine numpy: reads no ONNX file: choose onnxruntime or openvino")
         case _:
             assert_never(kind)
+    if not source.one_text_a_row:
+        return engine
+    lengths = range(_LENGTH_STEP, source.max_positions + _LENGTH_STEP, _LENGTH_STEP)
+    return PaddedEngine(engine, lengths=lengths, max_tokens=_PADDED_TOKENS)

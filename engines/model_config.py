@@ -57,12 +57,13 @@ class ModelConfig:
     is_decoder: bool
 
 
-def model_config(path: Path, written: Mapping[str, Any]) -> ModelConfig:
-    """What config.json at `path` says, whose content is `written`. Raises CheckpointError."""
+def model_config(path: Path, written: Mapping[str, Any], *, any_model: bool = False) -> ModelConfig:
+    """What config.json at `path` says, whose content is `written`. Of `any_model` what it has no such thing of is 0, or
+    empty. Raises CheckpointError."""
     try:
         return _as_written(written)
     except (KeyError, TypeError, ValueError):
-        return _as_transformers_reads(path)
+        return _as_transformers_reads(path, any_model=any_model)
 
 
 def _as_written(written: Mapping[str, Any]) -> ModelConfig:
@@ -81,7 +82,7 @@ def _as_written(written: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _as_transformers_reads(path: Path) -> ModelConfig:
+def _as_transformers_reads(path: Path, *, any_model: bool = False) -> ModelConfig:
     # Without PyTorch, transformers advises on import to install it. We want its configs and tokenizers only.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub.errors import StrictDataclassError
@@ -90,7 +91,10 @@ def _as_transformers_reads(path: Path) -> ModelConfig:
     try:
         config = AutoConfig.from_pretrained(path.parent, local_files_only=True)
         return ModelConfig(
-            **{name: kind(getattr(config, name)) for name, kind in _NEEDED.items()},
+            **{
+                name: kind(getattr(config, name, kind())) if any_model else kind(getattr(config, name))
+                for name, kind in _NEEDED.items()
+            },
             architectures=tuple(config.architectures or ()),
             id2label=config.id2label or {},
             problem_type=config.problem_type,

@@ -6,7 +6,8 @@ session's own, which don't spin while they wait: other processes live on the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,10 @@ import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as raised  # type: ignore[import-untyped]
 
-from engines.checkpoint import Checkpoint
 from engines.errors import EngineError
-from engines.graph import Weights, written_graph
-from engines.heads import PooledOutput, check_outputs
+from engines.graph_writer import Weights
 from engines.rows import PackedRows, check_rows, graph_inputs
+from engines.source import GraphSource
 
 # ONNX Runtime's exceptions have no class in common but Exception.
 _FAILURES = (
@@ -38,23 +38,21 @@ _FAILURES = (
 class OnnxRuntimeEngine:
     """Implements `engines.rows.Engine`."""
 
-    def __init__(self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int) -> None:
-        self._vocab_size = checkpoint.config.vocab_size
-        self._max_positions = checkpoint.max_positions
-        self._widths = check_outputs(outputs, hidden_size=checkpoint.config.hidden_size)
-        self._session = open_session(checkpoint, outputs, threads=threads)
+    def __init__(self, source: GraphSource, *, threads: int) -> None:
+        self._source = source
+        self._session = open_session(source.graph, source.path, threads=threads)
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return self._widths
+        return self._source.widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        check_rows(rows, vocab_size=self._source.vocab_size, max_positions=self._source.max_positions)
         try:
-            tensors = self._session.run([*self._widths], graph_inputs(rows))
+            tensors = self._session.run([*self.widths], graph_inputs(rows))
         except _FAILURES as err:
             raise EngineError(f"ONNX Runtime: {err}") from err
-        return dict(zip(self._widths, tensors, strict=True))
+        return dict(zip(self.widths, tensors, strict=True))
 
     def close(self) -> None:
         del self._session
@@ -73,12 +71,10 @@ class Session:
         return tensors
 
 
-def open_session(
-    checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int, told: Sequence[str] = ()
-) -> Session:
-    """The graph of `engines.graph` in float32, ready to run. Raises EngineError."""
+def open_session(graph: Callable[[Weights], bytes], path: Path, *, threads: int) -> Session:
+    """What `graph` writes, ready to run; `path` is for messages. Raises EngineError."""
     weights: Weights = {}
-    model = written_graph(checkpoint, outputs, told=told, beside=weights)
+    model = graph(weights)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -91,5 +87,5 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _FAILURES as err:
-        raise EngineError(f"ONNX Runtime can't build {checkpoint.folder}: {err}") from err
+        raise EngineError(f"ONNX Runtime can't build {path}: {err}") from err
     return Session(session, weights)

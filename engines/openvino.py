@@ -5,33 +5,27 @@ Each instance is a stream with threads of its own; a call takes a free one and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.checkpoint import Checkpoint
 from engines.errors import EngineError, EngineUnavailable
-from engines.graph import written_graph
-from engines.heads import PooledOutput, check_outputs
 from engines.rows import PackedRows, check_rows, graph_inputs
+from engines.source import GraphSource
 
 
 class OpenVinoEngine:
     """Implements `engines.rows.Engine`."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int, instances: int
-    ) -> None:
+    def __init__(self, source: GraphSource, *, threads: int, instances: int) -> None:
         try:
             import openvino  # type: ignore[import-untyped]
         except ImportError as err:
             raise EngineUnavailable("engine openvino: not installed: pip install openvino") from err
-        self._vocab_size = checkpoint.config.vocab_size
-        self._max_positions = checkpoint.max_positions
-        self._widths = check_outputs(outputs, hidden_size=checkpoint.config.hidden_size)
+        self._source = source
         core = openvino.Core()
         settings = {
             # Where the processor has bfloat16, OpenVINO would take it unasked: another model (cosine 0.99997).
@@ -41,27 +35,27 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,  # other processes live on the same cores
         }
         try:
-            model = core.read_model(written_graph(checkpoint, outputs))
+            model = core.read_model(source.graph(None))
             compiled = core.compile_model(model, "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(instances)]
         except RuntimeError as err:
-            raise EngineError(f"OpenVINO can't build {checkpoint.folder}: {err}") from err
+            raise EngineError(f"OpenVINO can't build {source.path}: {err}") from err
         self._free: SimpleQueue[Any] = SimpleQueue()
         for request in requests:
             self._free.put(request)
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return self._widths
+        return self._source.widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        check_rows(rows, vocab_size=self._source.vocab_size, max_positions=self._source.max_positions)
         # Unbounded in name only: every request comes back after one micro-batch.
         request = self._free.get()
         try:
             request.infer(graph_inputs(rows), share_inputs=True)
             # The request owns these tensors: they are copied out before it is free again.
-            return {name: request.get_tensor(name).data.copy() for name in self._widths}
+            return {name: request.get_tensor(name).data.copy() for name in self.widths}
         except RuntimeError as err:
             raise EngineError(f"OpenVINO: {err}") from err
         finally:

@@ -19,6 +19,8 @@ from engines.rows import PackedRows
 _TOKENS_PER_TEXT = 8
 # Below it fewer tokens take no less time on an H100, so that a batch is not cut into smaller ones.
 _KNEE_TOKENS = 2048
+# Of padded rows.
+_SHORTEST = 32
 # Between a full micro-batch and one row: what a batch that is not full takes, instead of the time of a full one.
 _SMALLER = 8
 
@@ -62,6 +64,19 @@ def plan_shapes(*, row_length: int, max_length: int, max_batch_tokens: int) -> l
         long = -(-max_length // row_length) * row_length
         few = max(1, max_batch_tokens // long // 2)
         shapes |= {PlanShape(row_length=long, rows=rows) for rows in (1, few)}
+    return sorted(shapes)
+
+
+def padded_shapes(*, max_length: int, max_batch_tokens: int) -> list[PlanShape]:
+    """For rows of one text each, up to `max_length` tokens: lengths that double, so that a text is padded to less than
+    twice its own; of each a full micro-batch, and an eighth of one."""
+    lengths = [_SHORTEST]
+    while lengths[-1] < max_length:
+        lengths.append(min(2 * lengths[-1], -(-max_length // _SHORTEST) * _SHORTEST))
+    shapes: set[PlanShape] = set()
+    for length in lengths:
+        full = max(1, max_batch_tokens // length)
+        shapes |= {PlanShape(row_length=length, rows=rows) for rows in (-(-full // _SMALLER), full)}
     return sorted(shapes)
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from engines.checkpoint import Checkpoint, CheckpointConfig, Pooling, find_checkpoint, load_checkpoint, read_config
-from engines.engine import open_engine
+from engines.engine import open_engine, open_source
 from engines.errors import (
     CheckpointError,
     DeviceUnavailable,
@@ -64,14 +64,14 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
 
     Raises UserError, WorkerFailure.
     """
-    sharing: dict[Path, list[int]] = {}
-    for index in range(len(settings.models)):
-        sharing.setdefault(_folder(settings, index), []).append(index)
+    sharing: dict[tuple[Path, Path | None, str | None], list[int]] = {}
+    for index, model in enumerate(settings.models):
+        sharing.setdefault((_folder(settings, index), model.onnx, model.onnx_output), []).append(index)
     samples = cache(lambda: sample_windows(settings, open_tokenizer(settings)))
     with ExitStack() as opened:
         engines: list[Engine] = []
-        for folder, indices in sharing.items():
-            engines.append(_open_engine(settings, folder, indices, samples))
+        for indices in sharing.values():
+            engines.append(_open_engine(settings, indices, samples))
             opened.callback(engines[-1].close)
         opened.pop_all()  # they are the stage's now
     return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
@@ -88,9 +88,13 @@ def max_length(settings: EnsembleSettings) -> int:
     Raises UserError.
     """
     configs = [_config(settings, index) for index in range(len(settings.models))]
-    limit = min(config.max_positions for config in configs)
+    limits = [config.max_positions for config in configs if config.max_positions]
     wishes = [config.sentence.max_seq_length for config in configs if config.sentence]
-    return min(settings.tokenizer.max_length or min((wish for wish in wishes if wish), default=limit), limit)
+    wish = settings.tokenizer.max_length or min((wish for wish in wishes if wish), default=None)
+    if not limits and wish is None:
+        message = "the models' files don't say how many tokens they read: say it here"
+        raise settings.mistake("tokenizer", "max_length", message=message)
+    return min([*limits, wish] if wish else limits)
 
 
 # Models go by their index from here on: it is how the ensemble file's mistakes are told.
@@ -110,20 +114,52 @@ def _found(source: str) -> Path:
 def _config(settings: EnsembleSettings, index: int) -> CheckpointConfig:
     folder = _folder(settings, index)
     with _blaming(settings, "models", index, "source"):
-        return read_config(folder)
+        return read_config(folder, any_model=settings.models[index].onnx is not None)
 
 
-def _open_engine(settings: EnsembleSettings, folder: Path, indices: Sequence[int], samples: Windows) -> Engine:
+def _open_engine(settings: EnsembleSettings, indices: Sequence[int], samples: Windows) -> Engine:
     """With its weights on board; what was read of them is let go."""
-    engine = settings.engine
-    with _blaming(settings, "models", indices[0], "source"):
-        checkpoint = load_checkpoint(folder)
+    engine, first = settings.engine, indices[0]
+    if settings.models[first].onnx is not None:
+        return _open_onnx_engine(settings, indices, samples)
+    with _blaming(settings, "models", first, "source"):
+        checkpoint = load_checkpoint(_folder(settings, first))
         outputs = [_output(settings, index, checkpoint) for index in indices]
         if engine.kind == "tensorrt":
             from pipeline.plans.opening import open_tensorrt_engine  # what plans need is not for every worker's start
 
             return open_tensorrt_engine(settings, checkpoint, outputs, max_length=max_length(settings), windows=samples)
         return open_engine(engine.kind, checkpoint, outputs, threads=engine.threads, instances=engine.instance_count)
+
+
+def _open_onnx_engine(settings: EnsembleSettings, indices: Sequence[int], samples: Windows) -> Engine:
+    from pipeline import user_models
+
+    model, config = settings.models[indices[0]], _config(settings, indices[0])
+    with _blaming(settings, "models", indices[0], "onnx"):
+        outputs = [_onnx_output(settings, index, config) for index in indices]
+        source = user_models.graph_source(model, config, outputs, max_length=max_length(settings))
+        engine = settings.engine
+        if engine.kind == "tensorrt":
+            from pipeline.plans.opening import open_tensorrt_onnx_engine
+
+            halved = user_models.read_model(model).halved
+            return open_tensorrt_onnx_engine(
+                settings, source, outputs, halved=halved, max_length=source.max_positions, windows=samples
+            )
+        return open_source(engine.kind, source, threads=engine.threads, instances=engine.instance_count)
+
+
+def _onnx_output(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> PooledOutput:
+    from pipeline import user_models
+
+    model = settings.models[index]
+    head = _head(settings, index) if model.head is not None else None
+    with _blaming(settings, "models", index, "onnx"):
+        if _task(model, config) == "text-classification" and head is None:
+            return user_models.logits_output(model, config)
+        pooling, normalize = _pooling(model, config)
+        return user_models.vector_output(model, pooling=pooling, normalize=normalize, head=head)
 
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:
@@ -156,10 +192,20 @@ def _task_stage(settings: EnsembleSettings, index: int) -> TaskStage:
     config = _config(settings, index)
     if _task(model, config) == "sentence-embedding":
         _, normalize = _pooling(model, config)
-        return SentenceEmbedding(width=config.config.hidden_size, normalize=normalize)
+        return SentenceEmbedding(width=_width(settings, index, config), normalize=normalize)
     if model.head is not None:
         return TextClassification(_head(settings, index).labels, top_k=model.top_k)
     return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))
+
+
+def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:
+    model = settings.models[index]
+    if model.onnx is None:
+        return config.config.hidden_size
+    from pipeline.user_models import read_model  # onnx is not for every worker's start
+
+    with _blaming(settings, "models", index, "onnx"):
+        return read_model(model).width
 
 
 # As `transformers.TextClassificationPipeline` chooses where its caller does not.

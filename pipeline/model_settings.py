@@ -74,6 +74,15 @@ class ModelSettings(Section):
     source: ModelSource
     """A model's folder or an installed package that ships one. Models of the same source share one encoder pass."""
 
+    onnx: FilePath | None = None
+    """An ONNX file that is computed in place of the checkpoint's weights, relative to the ensemble file: a model of any
+    kind that reads `input_ids` and `attention_mask`, (texts, tokens), and `token_type_ids` if it likes. Its texts are
+    padded. `source` is where its config.json and its tokenizer's files are."""
+
+    onnx_output: str | None = Field(default=None, min_length=1)
+    """The file's output to be used: of texts (texts, width), or of tokens, which are pooled. Default: the first that is
+    there of sentence_embedding, logits, last_hidden_state, token_embeddings; or the only one."""
+
     task: Task | None = None
     """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding."""
 
@@ -95,6 +104,8 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         wrong = Contradictions()
+        if self.onnx is None and self.onnx_output is not None:
+            wrong.add("onnx_output", message="has no effect without onnx; allowed with: onnx")
         if self.task == "sentence-embedding":
             if self.head is not None:
                 wrong.add("head", message="has no effect on a sentence-embedding; allowed with: text-classification")

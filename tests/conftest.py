@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -54,6 +56,13 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(minilm / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """TensorRT for RTX: TensorRT's parser, and a builder that needs no GPU and builds for other chips than an H100."""
+    importlib.import_module("tensorrt_rtx_bindings")
+    return importlib.import_module("tensorrt_rtx_bindings.tensorrt_rtx")
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 
 from engines.calibration import measure_channels, quantization
 from engines.checkpoint import Checkpoint
+from engines.engine import open_source
 from engines.errors import PlanError, PlanMissing, SamplesError
 from engines.graph import written_graph
-from engines.heads import PooledOutput, check_outputs
+from engines.heads import PooledOutput
 from engines.lanes import Lane, LaneEngine
-from engines.onnxruntime import OnnxRuntimeEngine
+from engines.padded import PaddedEngine
 from engines.parity import Parity, compare, require
 from engines.plan import BuiltPlan, build_plan
-from engines.plan_shapes import PlanShape, plan_shapes
+from engines.plan_shapes import PlanShape, padded_shapes, plan_shapes
 from engines.precision import Numbers, Precision
 from engines.rows import Engine
+from engines.source import GraphSource, of_checkpoint
 from engines.tensorrt_library import load_tensorrt
 from pipeline.engine_settings import processors
 from pipeline.plans.cache import About, PlanCache, digest
@@ -47,9 +49,11 @@ _REFERENCE_TOKENS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What a plan is built of. `windows` gives sample texts, when they are wanted; `gate` judges it."""
+    """What plans are built of: a checkpoint in a precision, or else the `source` as it is, which in either case is what
+    they are compared with. `windows` gives sample texts, when they are wanted; `gate` judges."""
 
-    checkpoint: Checkpoint
+    source: GraphSource
+    checkpoint: Checkpoint | None
     outputs: Sequence[PooledOutput]
     precision: Precision
     shapes: Sequence[PlanShape]
@@ -71,23 +75,54 @@ def open_tensorrt_engine(
     Raises EngineUnavailable, PlanMissing, PlanError, EngineError; UserError where the cache or the samples can't be
     used.
     """
+    shapes = plan_shapes(
+        row_length=settings.batching.row_length,
+        max_length=max_length,
+        max_batch_tokens=settings.batching.max_batch_tokens,
+    )
+    model = Model(
+        source=of_checkpoint(checkpoint, outputs),
+        checkpoint=checkpoint,
+        outputs=outputs,
+        precision=settings.engine.number_type,
+        shapes=shapes,
+        windows=windows,
+        gate=gate,
+    )
+    return _open(settings, model)
+
+
+def open_tensorrt_onnx_engine(
+    settings: EnsembleSettings,
+    source: GraphSource,
+    outputs: Sequence[PooledOutput],
+    *,
+    halved: bool,
+    max_length: int,
+    windows: Windows,
+    gate: Gate = require,
+) -> Engine:
+    """The same for an ONNX file of the user's, as it is: `halved` says whether in half precision."""
+    max_batch_tokens = settings.batching.max_batch_tokens
+    model = Model(
+        source=source,
+        checkpoint=None,
+        outputs=outputs,
+        precision="fp16" if halved else "fp32",
+        shapes=padded_shapes(max_length=max_length, max_batch_tokens=max_batch_tokens),
+        windows=windows,
+        gate=gate,
+    )
+    lengths = sorted({shape.row_length for shape in model.shapes})
+    return PaddedEngine(_open(settings, model), lengths=lengths, max_tokens=max_batch_tokens)
+
+
+def _open(settings: EnsembleSettings, model: Model) -> Engine:
     trt = load_tensorrt()
     from engines import cuda  # where there is no GPU it can't be imported
     from engines.tensorrt import open_lanes
 
-    model = Model(
-        checkpoint=checkpoint,
-        outputs=outputs,
-        precision=settings.engine.number_type,
-        shapes=plan_shapes(
-            row_length=settings.batching.row_length,
-            max_length=max_length,
-            max_batch_tokens=settings.batching.max_batch_tokens,
-        ),
-        windows=windows,
-        gate=gate,
-    )
-    widths = check_outputs(outputs, hidden_size=int(checkpoint.config.hidden_size))
+    widths = model.source.widths
     may_build = settings.engine.plans == "build"
     devices: list[cuda.Device] = []
     lanes: list[list[Lane]] = []
@@ -99,8 +134,8 @@ def open_tensorrt_engine(
             lanes,
             [*shapes],
             widths,
-            vocab_size=int(checkpoint.config.vocab_size),
-            max_positions=checkpoint.max_positions,
+            vocab_size=model.source.vocab_size,
+            max_positions=model.source.max_positions,
             on_close=on_close,
         )
 
@@ -170,7 +205,7 @@ class _Plans:
         missing = [shape for shape, plan in found.items() if plan is None]
         if missing and not may_build:
             names = ", ".join(map(str, missing))
-            raise PlanMissing(f"{self._model.checkpoint.folder}: no plan of {names} in {self._cache.folder}")
+            raise PlanMissing(f"{self._model.source.path}: no plan of {names} in {self._cache.folder}")
         for shape in missing:
             key = self._keys[shape]
             with self._cache.building(key):
@@ -179,9 +214,7 @@ class _Plans:
 
     def _build(self, shape: PlanShape, key: str, opened: Callable[[Mapping[PlanShape, bytes]], Engine]) -> bytes:
         version, model = self._trt.__version__, self._model
-        log.info(
-            "%s: building its %s plan of %s tokens for %s", model.checkpoint.folder, model.precision, shape, self._gpu
-        )
+        log.info("%s: building its %s plan of %s tokens for %s", model.source.path, model.precision, shape, self._gpu)
         started_s = time.monotonic()
         built: BuiltPlan = build_plan(
             self._trt,
@@ -199,7 +232,7 @@ class _Plans:
         finally:
             engine.close()
         about = About(
-            model=str(model.checkpoint.folder),
+            model=str(model.source.path),
             precision=model.precision,
             shape=str(shape),
             tensorrt=version,
@@ -221,34 +254,38 @@ class _Plans:
         if not windows:
             raise SamplesError(f"no text has at most {shape.row_length} tokens")
         if shape.row_length not in self._references:
-            reference = OnnxRuntimeEngine(model.checkpoint, model.outputs, threads=processors())
+            reference = open_source("onnxruntime", model.source, threads=processors(), instances=1)
             self._references[shape.row_length] = _answers(
                 reference, windows, row_length=shape.row_length, max_batch_tokens=_REFERENCE_TOKENS
             )
         wanted = self._references[shape.row_length]
+        if model.source.one_text_a_row:
+            engine = PaddedEngine(engine, lengths=[shape.row_length], max_tokens=shape.tokens)
         got = _answers(engine, windows, row_length=shape.row_length, max_batch_tokens=shape.tokens)
         return {output.name: compare(output, wanted[output.name], got[output.name]) for output in model.outputs}
 
 
 def _graph(model: Model, cache: PlanCache) -> bytes:
     """What all of the model's plans are built of, whatever the shape and the GPU."""
-    return written_graph(model.checkpoint, model.outputs, numbers=_numbers(model, cache))
+    if model.checkpoint is None:
+        return model.source.graph(None)
+    return written_graph(model.checkpoint, model.outputs, numbers=_numbers(model, model.checkpoint, cache))
 
 
-def _numbers(model: Model, cache: PlanCache) -> Numbers:
+def _numbers(model: Model, checkpoint: Checkpoint, cache: PlanCache) -> Numbers:
     if model.precision == "fp8" or model.precision == "int8":
-        scaled = quantization(model.precision, model.checkpoint, _channels(model, cache))
+        scaled = quantization(model.precision, checkpoint, _channels(model, checkpoint, cache))
         return Numbers(floats="fp16", quantization=scaled)
     return Numbers(floats=model.precision)
 
 
-def _channels(model: Model, cache: PlanCache) -> dict[str, NDArray[np.float32]]:
+def _channels(model: Model, checkpoint: Checkpoint, cache: PlanCache) -> dict[str, NDArray[np.float32]]:
     windows = model.windows()
-    key = digest(written_graph(model.checkpoint, model.outputs), *(window.tobytes() for window in windows))
+    key = digest(written_graph(checkpoint, model.outputs), *(window.tobytes() for window in windows))
     if (channels := cache.channels(key)) is None:
-        log.info("%s: measuring its activations over %d texts", model.checkpoint.folder, len(windows))
+        log.info("%s: measuring its activations over %d texts", checkpoint.folder, len(windows))
         rows = sample_rows(windows, row_length=model.shapes[-1].row_length, max_batch_tokens=_CALIBRATION_TOKENS)
-        measured = measure_channels(model.checkpoint, model.outputs, [each for each, _ in rows], threads=processors())
+        measured = measure_channels(checkpoint, model.outputs, [each for each, _ in rows], threads=processors())
         channels = {name: each.tolist() for name, each in measured.items()}
         cache.keep_channels(key, channels)
     return {name: np.array(each, np.float32) for name, each in channels.items()}

@@ -19,6 +19,7 @@ from engines.checkpoint import Checkpoint
 from engines.engine import EngineKind, open_engine
 from engines.errors import CheckpointError, EngineError, EngineUnavailable
 from engines.graph import packed_graph
+from engines.graph_writer import INPUTS, Weights
 from engines.heads import DenseLayer, Head, PooledOutput, classification_head
 from engines.rows import Engine, PackedRows
 
@@ -179,12 +180,12 @@ def test_graph_is_valid_plain_onnx(tiny: Checkpoint) -> None:
     model = packed_graph(tiny, outputs_of(tiny))
     onnx.checker.check_model(model, full_check=True)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
-    assert [each.name for each in model.graph.input] == [*graph.INPUTS]
+    assert [each.name for each in model.graph.input] == [*INPUTS]
     assert [each.name for each in model.graph.output] == ["embedding", "mean", "first", "sentiment", "class"]
 
 
 def test_weights_beside_a_graph_are_those_in_it(tiny: Checkpoint) -> None:
-    beside: graph.Weights = {}
+    beside: Weights = {}
     lean = packed_graph(tiny, outputs_of(tiny), beside=beside)
     whole = packed_graph(tiny, outputs_of(tiny))
     found = {

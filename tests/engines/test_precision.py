@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import numpy as np
@@ -20,6 +19,7 @@ from engines.plan import build_plan
 from engines.plan_shapes import PlanShape
 from engines.precision import EightBits, FloatType, Numbers, Quantization, dense_inputs
 from engines.rows import PackedRows, graph_inputs
+from engines.source import of_checkpoint
 from stages.packing import pack_rows
 from tests.engines.conftest import VOCAB
 
@@ -41,7 +41,7 @@ def cosines(checkpoint: Checkpoint, numbers: Numbers, rows: PackedRows) -> np.nd
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     [computed] = session.run(["embedding"], graph_inputs(rows))
-    wanted = OnnxRuntimeEngine(checkpoint, OUTPUTS, threads=1).run(rows)["embedding"]
+    wanted = OnnxRuntimeEngine(of_checkpoint(checkpoint, OUTPUTS), threads=1).run(rows)["embedding"]
     return np.einsum("nw,nw->n", computed, wanted)
 
 
@@ -76,13 +76,6 @@ def test_channels_are_the_largest_of_all_batches(tiny: Checkpoint) -> None:
     for name, channels in together.items():
         np.testing.assert_array_equal(channels, np.maximum(alone[0][name], alone[1][name]))
     assert together["0.inner"].shape == (40,)
-
-
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    """TensorRT for RTX: TensorRT's parser, and a builder that needs no GPU and builds for other chips than an H100."""
-    importlib.import_module("tensorrt_rtx_bindings")
-    return importlib.import_module("tensorrt_rtx_bindings.tensorrt_rtx")
 
 
 @pytest.mark.parametrize("floats", ["fp32", "fp16", "bf16"])

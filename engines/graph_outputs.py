@@ -1,0 +1,62 @@
+"""The end of every graph: from hidden states to each output, by pooling, normalising and a head.
+
+In float32 whatever the encoder computes in: it is N rows and not R * S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from engines.checkpoint import Pooling
+from engines.graph_writer import Graph
+from engines.heads import PooledOutput
+
+# Under the norm of any real vector, over float16's smallest number: an empty slot gives 0 and not 0 / 0.
+_SMALLEST_NORM = 1e-6
+
+
+def pooled_outputs(graph: Graph, outputs: Sequence[PooledOutput], hidden: str, *, width: int) -> None:
+    """Each output of hidden states (R, S, `width`)."""
+    shares: dict[Pooling, str] = {}
+    for output in outputs:
+        if output.pooling not in shares:
+            shares[output.pooling] = _shares(graph, output.pooling)
+        vectors = graph.add("MatMul", shares[output.pooling], hidden)  # (R, P, H)
+        flat = graph.add("Reshape", vectors, graph.constant(np.array([-1, width])))
+        finished_output(graph, output, graph.to_float32(graph.add("Gather", flat, "texts")))
+
+
+def finished_output(graph: Graph, output: PooledOutput, value: str) -> None:
+    """An output of its texts' vectors, float32 (N, H)."""
+    if output.normalize:
+        squares = graph.add("ReduceSum", graph.add("Mul", value, value), graph.constant(np.array([-1])), keepdims=1)
+        norm = graph.add("Sqrt", squares)
+        value = graph.add("Div", value, graph.add("Max", norm, _float32(graph, _SMALLEST_NORM)))
+    for dense in output.head.layers if output.head else ():
+        weight = graph.constant(np.ascontiguousarray(dense.weight.T))
+        value = graph.add("Add", graph.add("MatMul", value, weight), graph.constant(dense.bias))
+        if dense.activation == "tanh":
+            value = graph.add("Tanh", value)
+    graph.add("Identity", value, name=output.name)
+
+
+def _shares(graph: Graph, pooling: Pooling) -> str:
+    """(R, P, S): the share of each token in its slot's vector."""
+    slots = graph.add("Unsqueeze", "slots", graph.constant(np.array([1])))  # (P, 1)
+    segments = graph.add("Unsqueeze", "segment_ids", graph.constant(np.array([1])))  # (R, 1, S)
+    inside = graph.add("Equal", segments, slots)
+    if pooling == "cls":
+        start = graph.add("Equal", "position_ids", graph.constant(np.array(0, np.int32)))
+        first = graph.add("Unsqueeze", start, graph.constant(np.array([1])))
+        return graph.cast(graph.add("And", inside, first))
+    chosen = graph.add("Cast", inside, to=TensorProto.FLOAT)
+    count = graph.add("ReduceSum", chosen, graph.constant(np.array([-1])), keepdims=1)
+    # An empty slot has no token to share. The division comes before the sum: float16 would not hold some sums.
+    return graph.cast(graph.add("Div", chosen, graph.add("Max", count, _float32(graph, 1.0))))
+
+
+def _float32(graph: Graph, value: float) -> str:
+    return graph.constant(np.asarray(value, np.float32))

@@ -1,0 +1,185 @@
+"""A model of the user's own as an ONNX file, made a graph that reads rows of one text each.
+
+    input_ids, attention_mask (token_type_ids, position_ids), (texts, tokens) -> the file's own graph -> an output
+
+is what most exporters write. In front of it come casts, and the mask from the segment numbers; behind it what
+`engines.graph` has behind an encoder: pooling of an output of tokens (texts, tokens, W), normalising, a head. An output
+of texts (texts, W), such as logits, is taken as it is. The outcome has the inputs and outputs of `engines.graph`, so
+whatever computes that computes this; only that its attention knows no segments, so that a row holds one text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, compose, numpy_helper, version_converter
+
+from engines.errors import CheckpointError
+from engines.graph import written
+from engines.graph_outputs import finished_output, pooled_outputs
+from engines.graph_writer import Graph, Weights
+from engines.heads import PooledOutput, check_outputs
+from engines.precision import Numbers
+
+# What exporters call what is wanted of them, the most finished first.
+USUAL_OUTPUTS = ("sentence_embedding", "logits", "last_hidden_state", "token_embeddings")
+_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+# From here on axes are inputs, as in the nodes that are added; older files are converted.
+_OLDEST_OPSET, _CONVERTED_OPSET = 13, 17
+_PREFIX = "model:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """What a file says of itself.
+
+    output     the name of what is computed
+    per_token  whether that is (texts, tokens, width), and not (texts, width)
+    halved     whether it has weights of float16 or bfloat16
+    """
+
+    path: Path
+    output: str
+    per_token: bool
+    width: int
+    halved: bool
+
+
+def read_onnx(path: Path, *, output: str | None = None) -> OnnxModel:
+    """Reads what a file asks for and answers; `output` where it is to be another than the usual one.
+
+    Raises CheckpointError.
+    """
+    model = _loaded(path, weights=False)
+    _check_inputs(path, model)
+    found = {each.name: each.type.tensor_type for each in model.graph.output}
+    name = output or next((usual for usual in USUAL_OUTPUTS if usual in found), None)
+    if name is None and len(found) == 1:
+        name = next(iter(found))
+    if name is None or name not in found:
+        which = f"no output {name!r}" if name else "several outputs, and none of a usual name"
+        raise CheckpointError(f"{path}: {which}: name one of them in onnx_output: {', '.join(found)}")
+    dims = found[name].shape.dim
+    if len(dims) not in (2, 3) or not dims[-1].dim_value:
+        raise CheckpointError(
+            f"{path}: output {name!r} is {_shape(dims)}: (texts, width) or (texts, tokens, width) is wanted, the width "
+            "as a number"
+        )
+    types = {each.data_type for each in model.graph.initializer}
+    return OnnxModel(
+        path=path,
+        output=name,
+        per_token=len(dims) == 3,
+        width=dims[-1].dim_value,
+        halved=bool(types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}),
+    )
+
+
+def onnx_graph(model: OnnxModel, outputs: Sequence[PooledOutput], *, beside: Weights | None = None) -> bytes:
+    """The file's graph with what is computed from it, for the inputs of `engines.graph`; `beside` as there.
+
+    Raises CheckpointError, and MemoryError without room for it.
+    """
+    return written(lambda: _grown(model, outputs, beside), model.path)
+
+
+def _grown(model: OnnxModel, outputs: Sequence[PooledOutput], beside: Weights | None) -> onnx.ModelProto:
+    inner = _prefixed(model.path)
+    before = Graph(Numbers(), told=(), beside=beside, named="before")
+    _feed(before, inner)
+    after = Graph(Numbers(), told=(), beside=beside, named="after")
+    answer = after.add("Cast", f"{_PREFIX}{model.output}", to=TensorProto.FLOAT)
+    if model.per_token:
+        pooled_outputs(after, outputs, answer, width=model.width)
+    else:
+        # Of each row's slots only the first is taken: slot 0, so that a text's number is its row times their count.
+        slots = after.add("Cast", after.add("Shape", "slots"), to=TensorProto.INT32)
+        texts = after.add("Gather", answer, after.add("Div", "texts", slots))
+        for output in outputs:
+            finished_output(after, output, texts)
+    for tensor in inner.graph.initializer:
+        if _fits_beside(tensor, beside):
+            after.constant(numpy_helper.to_array(tensor), name=tensor.name)
+    frame = after.model(check_outputs(outputs, hidden_size=model.width))
+    grown = onnx.ModelProto(ir_version=max(inner.ir_version, frame.ir_version), producer_name="penstock")
+    grown.opset_import.extend(inner.opset_import)
+    grown.functions.extend(inner.functions)
+    graph = grown.graph
+    graph.name = "rows_of_one_text"
+    graph.input.extend(frame.graph.input)
+    graph.output.extend(frame.graph.output)
+    graph.node.extend([*before.nodes, *inner.graph.node, *after.nodes])
+    graph.initializer.extend([*before.constants, *after.constants])
+    graph.sparse_initializer.extend(inner.graph.sparse_initializer)
+    graph.initializer.extend(tensor for tensor in inner.graph.initializer if not _fits_beside(tensor, beside))
+    return grown
+
+
+def _feed(graph: Graph, inner: onnx.ModelProto) -> None:
+    """What the file's inputs are made of."""
+    kinds = {each.name: each.type.tensor_type.elem_type for each in _inputs(inner)}
+    zero, one = graph.constant(np.array(0, np.int32)), graph.constant(np.array(1, np.int32))
+    ours = {
+        "input_ids": "input_ids",
+        "attention_mask": graph.add("Min", "segment_ids", one),
+        "token_type_ids": graph.add("Mul", "segment_ids", zero),
+        "position_ids": "position_ids",
+    }
+    for name, kind in kinds.items():
+        graph.add("Cast", ours[name.removeprefix(_PREFIX)], name=name, to=kind)
+
+
+def _fits_beside(tensor: onnx.TensorProto, beside: Weights | None) -> bool:
+    """bfloat16 is no type of NumPy's, and does not get past ONNX Runtime's door there."""
+    return beside is not None and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def _prefixed(path: Path) -> onnx.ModelProto:
+    """The file, in names that meet none of ours."""
+    model = _loaded(path, weights=True)
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+    try:
+        if opset < _OLDEST_OPSET:
+            model = version_converter.convert_version(model, _CONVERTED_OPSET)
+        return compose.add_prefix(model, _PREFIX)
+    except Exception as err:
+        raise CheckpointError(f"{path}: opset {opset} can't be converted ({err}): export it with opset 17") from err
+
+
+def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
+    inputs = {each.name: each for each in _inputs(model)}
+    for name in inputs:
+        if name not in _KNOWN_INPUTS:
+            raise CheckpointError(f"{path}: nothing to put into its input {name!r}; known: {', '.join(_KNOWN_INPUTS)}")
+    for name in _KNOWN_INPUTS[:2]:
+        if name not in inputs:
+            raise CheckpointError(f"{path}: no input {name!r}: export the model with it")
+    for name, each in inputs.items():
+        dims = each.type.tensor_type.shape.dim
+        if len(dims) != 2 or any(dim.dim_value for dim in dims):
+            raise CheckpointError(
+                f"{path}: input {name!r} is {_shape(dims)}: export it with dynamic axes, (texts, tokens)"
+            )
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Before IR version 4 weights are inputs too."""
+    weights = {each.name for each in model.graph.initializer}
+    return [each for each in model.graph.input if each.name not in weights]
+
+
+def _shape(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
+    return f"({', '.join(each.dim_param or str(each.dim_value or '?') for each in dims)})"
+
+
+def _loaded(path: Path, *, weights: bool) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=weights)
+    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as err:
+        reason = " ".join(str(err).split())
+        raise CheckpointError(f"{path}: can't be read as ONNX ({reason}): export the model again") from err

@@ -1,0 +1,61 @@
+"""Where an engine's graph comes from: a checkpoint, or an ONNX file of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.checkpoint import Checkpoint
+from engines.graph import written_graph
+from engines.graph_writer import Weights
+from engines.heads import PooledOutput, check_outputs
+from engines.onnx_model import OnnxModel, onnx_graph
+
+# Where nobody knows a model's vocabulary: any id that there is.
+_ANY_ID = 1 << 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSource:
+    """A graph for the inputs of `engines.graph`, and what is known of it.
+
+    path            for messages
+    widths          output name -> W
+    vocab_size      token ids lie under it
+    max_positions   the most tokens of a text
+    graph           writes it, as `engines.graph.written_graph` does, weights into the mapping where one is given
+    one_text_a_row  whether its attention knows no segments
+    """
+
+    path: Path
+    widths: Mapping[str, int]
+    vocab_size: int
+    max_positions: int
+    graph: Callable[[Weights | None], bytes]
+    one_text_a_row: bool = False
+
+
+def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> GraphSource:
+    """In float32. Raises CheckpointError where heads don't fit."""
+    return GraphSource(
+        path=checkpoint.folder,
+        widths=check_outputs(outputs, hidden_size=checkpoint.config.hidden_size),
+        vocab_size=checkpoint.config.vocab_size,
+        max_positions=checkpoint.max_positions,
+        graph=lambda beside: written_graph(checkpoint, outputs, beside=beside),
+    )
+
+
+def of_onnx(
+    model: OnnxModel, outputs: Sequence[PooledOutput], *, vocab_size: int | None, max_positions: int
+) -> GraphSource:
+    """As the file has it. Raises CheckpointError where heads don't fit."""
+    return GraphSource(
+        path=model.path,
+        widths=check_outputs(outputs, hidden_size=model.width),
+        vocab_size=vocab_size or _ANY_ID,
+        max_positions=max_positions,
+        graph=lambda beside: onnx_graph(model, outputs, beside=beside),
+        one_text_a_row=True,
+    )

@@ -1,0 +1,49 @@
+"""Models of the user's own: ONNX files, from an ensemble's settings to what is computed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engines.checkpoint import CheckpointConfig, Pooling
+from engines.errors import CheckpointError
+from engines.heads import Head, PooledOutput
+from engines.onnx_model import OnnxModel, read_onnx
+from engines.source import GraphSource, of_onnx
+from pipeline.model_settings import ModelSettings
+
+
+def read_model(model: ModelSettings) -> OnnxModel:
+    """What the model's file says of itself. Raises CheckpointError."""
+    assert model.onnx is not None
+    return read_onnx(model.onnx, output=model.onnx_output)
+
+
+def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutput:
+    """The file's own logits, one for each of the config's labels. Raises CheckpointError."""
+    found = read_model(model)
+    if found.per_token:
+        raise CheckpointError(
+            f"{found.path}: output {found.output!r} is of tokens, and no logits: export the model with its head, or "
+            "give a head's file"
+        )
+    if found.width != len(config.labels):
+        raise CheckpointError(
+            f"{found.path}: output {found.output!r} has {found.width} logits, and config.json {len(config.labels)} "
+            "labels: take both from one model"
+        )
+    return PooledOutput(name=model.name, pooling="mean", normalize=False)
+
+
+def vector_output(model: ModelSettings, *, pooling: Pooling, normalize: bool, head: Head | None) -> PooledOutput:
+    """A vector of the file's output, pooled where that is of tokens, and a head on it. Raises CheckpointError."""
+    found = read_model(model)
+    if not found.per_token and model.pooling is not None:
+        raise CheckpointError(f"{found.path}: output {found.output!r} is pooled already: leave pooling out")
+    return PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
+
+
+def graph_source(
+    model: ModelSettings, config: CheckpointConfig, outputs: Sequence[PooledOutput], *, max_length: int
+) -> GraphSource:
+    """What an engine computes. Raises CheckpointError."""
+    return of_onnx(read_model(model), outputs, vocab_size=config.config.vocab_size or None, max_positions=max_length)
