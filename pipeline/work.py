@@ -133,6 +133,7 @@ def work(
             max_in_flight_tokens=settings.batching.max_in_flight_tokens,
             commit_interval_ms=settings.commit_every_ms,
             drain_timeout_ms=settings.drain_timeout_ms,
+            read_delay_ms=settings.batching.pack_delay_ms if stages[0] == "tokenize" else 0,
             orphans=orphans_of(settings, group=group, topic=topic, name=name),
         )
     # Loading takes its time, in which the clients find their brokers; the group is joined when there is something to

@@ -71,7 +71,8 @@ class Worker:
 
     `finish` is where the last step hands its units; `fail` is where any thread reports what can't be mended.
     A group without a committed offset begins at the beginning. `connect` makes the consumer, which reports errors and
-    commits; `deliver` makes what delivers this worker's units. `orphans` is for a member of a name.
+    commits; `deliver` makes what delivers this worker's units. After a read the next one comes no sooner than
+    `read_delay_ms`, unless there is a backlog. `orphans` is for a member of a name.
     """
 
     def __init__(
@@ -86,12 +87,15 @@ class Worker:
         max_in_flight_tokens: int,
         commit_interval_ms: int,
         drain_timeout_ms: int,
+        read_delay_ms: float = 0.0,
         orphans: Orphans | None = None,
         clock_ms: Callable[[], float] = now_ms,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._topic = topic
         self._orphans = orphans
+        self._read_delay_ms = read_delay_ms
+        self._next_read_ms = 0.0
         self._clock_ms = clock_ms
         self._intake = intake
         self._dead_letters = dead_letters
@@ -167,6 +171,8 @@ class Worker:
         self._polled_ms = self._clock_ms()
         self._membership = self._consumer.consumer_group_metadata()  # 12 us
         self._joined = self._joined or bool(self._consumer.memberid())
+        if (early_ms := self._next_read_ms - self._clock_ms()) > 0:
+            self._sleep(early_ms / 1e3)
         if self._assignment.has_room(self._consumer, self._clock_ms()):
             for unit in self._read():
                 unit.line.begin(unit)
@@ -230,6 +236,8 @@ class Worker:
             elif (line := self._assignment.line(message.partition())) is not None:
                 records.setdefault(line, []).append(clients.input_record(message))
         read_ms = self._clock_ms()
+        if 0 < len(messages) < _CONSUME_RECORDS:  # a backlog fills its packs without waiting
+            self._next_read_ms = read_ms + self._read_delay_ms
         return [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
 
     def _deadline(self) -> Deadline:
