@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import astuple
@@ -40,10 +41,13 @@ from benchmarks.machine import gpu_machine, machine
 from engines.heads import DenseLayer, Head, save_head
 from pipeline.assembly import open_encode_stage, open_tokenizer
 from pipeline.broker import start_broker_process
+from pipeline.demo.summary import Counters
 from pipeline.demo.texts import read_texts
-from pipeline.settings import EnsembleSettings, load_ensemble
+from pipeline.settings import STAGES, EnsembleSettings, load_ensemble
 
 SENTIMENT = DEMO / "sentiment.safetensors"
+# Of the workers' metrics.
+FIRST_PORT = 18_100
 # What makes full batches everywhere, and stays below what the broker keeps.
 IN_FLIGHT = 2_500
 
@@ -142,11 +146,13 @@ def through_topics(
         ]
     workers: list[subprocess.Popen[bytes]] = []
     seen: Counter[str] = Counter()
-    for role in roles:
+    pages = [f"http://127.0.0.1:{FIRST_PORT + place}/metrics" for place in range(len(roles))]
+    for place, role in enumerate(roles):
         file = files[seen[role] % len(files)]
         seen[role] += 1
         command = [sys.executable, "-m", "pipeline.cli", "--log-level", "warning", "run", role, str(file)]
-        workers.append(subprocess.Popen([*command, "--bootstrap", broker.bootstrap]))
+        command += ["--bootstrap", broker.bootstrap, "--http-port", str(FIRST_PORT + place)]
+        workers.append(subprocess.Popen(command))
     context = multiprocessing.get_context("spawn")
     ends, totals = context.Event(), context.Queue()
     loads = [
@@ -161,12 +167,12 @@ def through_topics(
         for process in loads:
             process.start()
         found = [totals.get(timeout=600) for _ in loads]  # begun, when all partitions answer
-        before = cpu_seconds(workers, roles, broker.pid)
+        before, counted = cpu_seconds(workers, roles, broker.pid), counters(pages)
         started_s = time.perf_counter()
         ends.set()
         found = [totals.get(timeout=options.seconds + 120) for _ in loads]
         spent_s = time.perf_counter() - started_s
-        after = cpu_seconds(workers, roles, broker.pid)
+        after, now = cpu_seconds(workers, roles, broker.pid), counters(pages)
     finally:
         for worker in workers:
             worker.kill()
@@ -176,6 +182,7 @@ def through_topics(
         "texts_per_s": round(sum(each["texts_per_s"] for each in found)),
         "p50_ms": found[0]["p50_ms"],
         "processors_used": {role: round((after[role] - before[role]) / spent_s, 2) for role in sorted(after)},
+        "stages": stages(now.since(counted), now),
         "load_processors": round(sum(each["processors"] for each in found), 2),
     }
 
@@ -189,6 +196,29 @@ def cpu_seconds(workers: list[subprocess.Popen[bytes]], roles: list[str], broker
     times = psutil.Process(broker).cpu_times()
     used["broker"] += times.user + times.system  # type: ignore[assignment]
     return used
+
+
+def counters(pages: list[str]) -> Counters:
+    """What the workers have counted so far."""
+    answers = [urllib.request.urlopen(page) for page in pages]
+    return Counters.of(answer.read().decode() for answer in answers)
+
+
+def stages(spent: Counters, now: Counters) -> dict[str, dict[str, float]]:
+    """What each was at meanwhile: records that it is behind at the end, windows in a batch, and where a text spent its
+    time in it, in ms."""
+    found: dict[str, dict[str, float]] = {}
+    for stage in STAGES:
+        texts = max(1.0, spent.get("nv_inference_count", stage))
+        found[stage] = {
+            "consumer_lag": now.get("penstock_consumer_lag", stage),
+            "in_flight_tokens": now.get("penstock_in_flight_tokens", stage),
+            "windows_per_batch": round(texts / max(1.0, spent.get("nv_inference_exec_count", stage)), 1),
+        }
+        for part in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
+            total_us = spent.get(f"nv_inference_{part}_duration_us", stage)
+            found[stage][f"{part}_ms"] = round(total_us / texts / 1e3, 3)
+    return found
 
 
 class _Answer(msgspec.Struct):
