@@ -40,6 +40,8 @@ class OpenVinoEngine:
             requests = [compiled.create_infer_request() for _ in range(instances)]
         except RuntimeError as err:
             raise EngineError(f"OpenVINO can't build {source.path}: {err}") from err
+        # What a graph does not use is no input any more.
+        self._inputs = frozenset(name for port in compiled.inputs for name in port.names)
         self._free: SimpleQueue[Any] = SimpleQueue()
         for request in requests:
             self._free.put(request)
@@ -53,7 +55,8 @@ class OpenVinoEngine:
         # Unbounded in name only: every request comes back after one micro-batch.
         request = self._free.get()
         try:
-            request.infer(graph_inputs(rows), share_inputs=True)
+            inputs = {name: value for name, value in graph_inputs(rows).items() if name in self._inputs}
+            request.infer(inputs, share_inputs=True)
             # The request owns these tensors: they are copied out before it is free again.
             return {name: request.get_tensor(name).data.copy() for name in self.widths}
         except RuntimeError as err:
