@@ -40,12 +40,19 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PooledOutput:
-    """One named vector a text: its hidden states pooled, then normalised to length 1 if wanted, then the head's."""
+    """One named vector a text: its hidden states pooled, then normalised to length 1 if wanted, then the head's.
+    `logits` says that the vector is of logits without a head of ours."""
 
     name: str
     pooling: Pooling
     normalize: bool
     head: Head | None = None
+    logits: bool = False
+
+    @property
+    def are_logits(self) -> bool:
+        """Whether its numbers are logits."""
+        return self.logits or self.head is not None
 
 
 def load_head(path: Path) -> Head:

@@ -31,7 +31,7 @@ def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutpu
             f"{found.path}: output {found.output!r} has {found.width} logits, and config.json {len(config.labels)} "
             "labels: take both from one model"
         )
-    return PooledOutput(name=model.name, pooling="mean", normalize=False)
+    return PooledOutput(name=model.name, pooling="mean", normalize=False, logits=True)
 
 
 def vector_output(model: ModelSettings, *, pooling: Pooling, normalize: bool, head: Head | None) -> PooledOutput:

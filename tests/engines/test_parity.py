@@ -77,7 +77,33 @@ def test_what_is_not_finite_never_passes() -> None:
 
 
 def test_it_is_told_in_words() -> None:
-    parity = Parity(texts=7, cosine_min=0.99, cosine_mean=0.995, max_error=0.0123, decisions=None)
+    parity = Parity(texts=7, cosine_min=0.99, cosine_mean=0.995, max_error=0.0123, decisions=None, r2=None)
     assert str(parity) == "cosine 0.990000 at least, 0.995000 in the mean, max error 0.012, of 7 texts"
-    parity = Parity(texts=7, cosine_min=None, cosine_mean=None, max_error=0.5, decisions=0.9912)
-    assert str(parity) == "99.12% of decisions equal, max error 0.5, of 7 texts"
+    parity = Parity(texts=7, cosine_min=None, cosine_mean=None, max_error=0.5, decisions=0.9912, r2=0.998)
+    assert str(parity) == "99.12% of decisions equal, R2 0.998000, max error 0.5, of 7 texts"
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_scores_count_too(labels: int) -> None:
+    """Of a regression, and of labels that each stand alone, decisions say nothing."""
+    rows = some_rows(labels)
+    noisy = rows * np.float32(0.8)
+    parity = compare(head(labels), rows, noisy)
+    assert parity.decisions == 1.0
+    assert parity.r2 == pytest.approx(0.96, abs=0.005)
+    with pytest.raises(ParityError, match=r"class: R2 of the logits 0\.9\d+, wanted 0\.97"):
+        require({"class": parity}, "int8")
+    require({"class": compare(head(labels), rows, rows * np.float32(0.9))}, "int8")
+
+
+def test_texts_that_are_answered_alike() -> None:
+    rows = np.ones((5, 2), np.float32)
+    require({"class": compare(head(2), rows, rows)}, "fp32")
+    with pytest.raises(ParityError, match="R2 of the logits"):
+        require({"class": compare(head(2), rows, rows + np.float32(0.01))}, "int8")
+
+
+def test_logits_without_a_head_are_judged_as_logits() -> None:
+    rows = some_rows(3)
+    parity = compare(PooledOutput(name="x", pooling="mean", normalize=False, logits=True), rows, rows)
+    assert (parity.cosine_min, parity.decisions, parity.r2) == (None, 1.0, 1.0)
