@@ -16,17 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import CheckpointError
+from engines.families import FAMILIES, PADDING_POSITIONS
 from engines.json_files import read_json, read_object
 from engines.model_config import ModelConfig, model_config
 from engines.weights import read_weights
 
 Pooling = Literal["mean", "cls"]
 
-SUPPORTED_MODEL_TYPES = ("bert",)
-
-# Their tables count from the padding token's number on, which is 1.
-_POSITIONS_AFTER_PADDING = frozenset({"camembert", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"})
-_PADDING_POSITIONS = 2
+SUPPORTED_MODEL_TYPES = tuple(FAMILIES)
 
 # What sentence-transformers calls them: before 5.x a flag a mode, since then one word.
 _POOLING_FLAGS: dict[str, str] = {
@@ -141,7 +138,7 @@ def read_config(folder: Path, *, any_model: bool = False) -> CheckpointConfig:
     """Reads config and sentence-transformers' settings: some kilobytes, whatever the model's size. With `any_model` it
     need be none of those whose graph is written here: its graph is the user's."""
     config = _load_config(folder, any_model=any_model)
-    taken = _PADDING_POSITIONS if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    taken = PADDING_POSITIONS.get(config.model_type, 0)
     return CheckpointConfig(
         folder=folder,
         config=config,

@@ -1,8 +1,7 @@
 """A BERT-family encoder's weights under one set of names: what the graph and the reference are written over.
 
-Another family of the same architecture is another naming table (and perhaps another start in its position table).
-Post-norm encoders with absolute positions only. Token type 0 is folded into the positions: the second text of a
-pair, type 1 to BERT, can't be marked yet.
+Families differ in names (`engines.families`), and in where their tables of positions begin. Token type 0 is folded into
+the positions: the second text of a pair, type 1 to BERT, can't be marked yet.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.errors import CheckpointError
+from engines.families import ACTIVATIONS, FAMILIES, PADDING_POSITIONS, Activation
 from engines.heads import DenseLayer
-
-ACTIVATIONS = ("gelu",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,62 +39,25 @@ class EncoderLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """words (V, H); positions (M, H), position 0 first, token type 0 added."""
+    """words (V, E); positions (M, E), position 0 first, token type 0 added; `projection` from E to H where they differ,
+    after the norm."""
 
     words: NDArray[np.float32]
     positions: NDArray[np.float32]
     embeddings_norm: Norm
+    projection: DenseLayer | None
     layers: tuple[EncoderLayer, ...]
     attention_heads: int
+    activation: Activation
     norm_epsilon: float
 
     @property
     def hidden_size(self) -> int:
-        return int(self.words.shape[1])
+        return int(self.layers[0].output.weight.shape[0])
 
     @property
     def vocab_size(self) -> int:
         return int(self.words.shape[0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Names:
-    """Where a family keeps its tensors: names without `.weight` and `.bias`, after `prefix` and `layer`."""
-
-    prefix: str
-    words: str
-    positions: str
-    token_types: str
-    embeddings_norm: str
-    layer: str
-    query: str
-    key: str
-    value: str
-    attention: str
-    attention_norm: str
-    intermediate: str
-    output: str
-    output_norm: str
-
-
-_NAMES = {
-    "bert": _Names(
-        prefix="bert.",
-        words="embeddings.word_embeddings",
-        positions="embeddings.position_embeddings",
-        token_types="embeddings.token_type_embeddings",
-        embeddings_norm="embeddings.LayerNorm",
-        layer="encoder.layer.{}.",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        attention="attention.output.dense",
-        attention_norm="attention.output.LayerNorm",
-        intermediate="intermediate.dense",
-        output="output.dense",
-        output_norm="output.LayerNorm",
-    )
-}
 
 
 def read_encoder(checkpoint: Checkpoint) -> Encoder:
@@ -113,16 +74,16 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
             f"{checkpoint.folder / 'config.json'}: hidden_size {width} can't be split over {heads} "
             "num_attention_heads: fetch the model again"
         )
-    names = _NAMES[config.model_type]
+    names = FAMILIES[config.model_type].names
     # A bare encoder is saved without the prefix that it bears inside a model with a head.
     bare = f"{names.prefix}{names.words}.weight" not in checkpoint.weights
     prefix = "" if bare else names.prefix
 
     def table(name: str, rows: int) -> NDArray[np.float32]:
-        return checkpoint.tensor(f"{prefix}{name}.weight", (rows, width))
+        return checkpoint.tensor(f"{prefix}{name}.weight", (rows, config.embedding_size))
 
-    def norm(name: str) -> Norm:
-        weight, bias = (checkpoint.tensor(f"{prefix}{name}.{part}", (width,)) for part in ("weight", "bias"))
+    def norm(name: str, size: int = width) -> Norm:
+        weight, bias = (checkpoint.tensor(f"{prefix}{name}.{part}", (size,)) for part in ("weight", "bias"))
         return Norm(weight=weight, bias=bias)
 
     def dense(name: str, size_in: int, size_out: int) -> DenseLayer:
@@ -144,12 +105,18 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
             output_norm=norm(at + names.output_norm),
         )
 
-    token_types = table(names.token_types, config.type_vocab_size)
+    positions = table(names.positions, config.max_position_embeddings)
+    positions = positions[PADDING_POSITIONS.get(config.model_type, 0) :]
+    if names.token_types is not None:
+        positions = positions + table(names.token_types, config.type_vocab_size)[0]
+    projected = names.projection is not None and config.embedding_size != width
     return Encoder(
         words=table(names.words, config.vocab_size),
-        positions=table(names.positions, checkpoint.max_positions) + token_types[0],
-        embeddings_norm=norm(names.embeddings_norm),
+        positions=positions,
+        embeddings_norm=norm(names.embeddings_norm, config.embedding_size),
+        projection=dense(str(names.projection), config.embedding_size, width) if projected else None,
         layers=tuple(layer(index) for index in range(config.num_hidden_layers)),
         attention_heads=heads,
+        activation=ACTIVATIONS[config.hidden_act],
         norm_epsilon=config.layer_norm_eps,
     )

@@ -38,8 +38,8 @@ def finished_output(graph: Graph, output: PooledOutput, value: str) -> None:
     for dense in output.head.layers if output.head else ():
         weight = graph.constant(np.ascontiguousarray(dense.weight.T))
         value = graph.add("Add", graph.add("MatMul", value, weight), graph.constant(dense.bias))
-        if dense.activation == "tanh":
-            value = graph.add("Tanh", value)
+        if dense.activation is not None:
+            value = graph.activated(value, dense.activation, exact=True)
     graph.add("Identity", value, name=output.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import CheckpointError
+from engines.families import Activation
 from engines.heads import DenseLayer
 from engines.number_types import FLOAT_TYPES, LARGEST, ONNX_TYPES, ZERO_POINTS
 from engines.precision import Numbers
@@ -76,6 +78,30 @@ class Graph:
     def to_float32(self, value: str) -> str:
         """From that type."""
         return value if self._numbers.floats == "fp32" else self.add("Cast", value, to=TensorProto.FLOAT)
+
+    def activated(self, value: str, activation: Activation, *, exact: bool = False) -> str:
+        """A value of the encoder's type; with `exact` of float32, and GELU by its own formula."""
+        if activation == "relu":
+            return self.add("Relu", value)
+        if activation == "tanh":
+            return self.add("Tanh", value)
+        if self.halved and not exact:
+            # By its approximation with tanh, from the same paper: it is off by less than 0.0005, about what rounding
+            # to float16 is, and TensorRT computes it with the product before it (7 % of BERT-base, with 8 bits 12 %).
+            return self.add("Gelu", value, approximate="tanh")
+
+        def number(value: float) -> str:
+            return self.constant(np.asarray(value, np.float32))
+
+        if activation == "gelu_tanh":
+            # x/2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+            cubed = self.add("Mul", self.add("Mul", self.add("Mul", value, value), value), number(0.044715))
+            inner = self.add("Mul", self.add("Add", value, cubed), number(math.sqrt(2.0 / math.pi)))
+            bend = self.add("Tanh", inner)
+        else:
+            # x/2 (1 + erf(x / sqrt 2)), in the shape that engines know to fuse.
+            bend = self.add("Erf", self.add("Div", value, number(math.sqrt(2.0))))
+        return self.add("Mul", self.add("Mul", value, self.add("Add", bend, number(1.0))), number(0.5))
 
     def divided(self, layer: DenseLayer, by: str) -> DenseLayer:
         """The layer whose outputs are divided by an activation's divisors already."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from engines.checkpoint import Checkpoint, Pooling
 from engines.errors import CheckpointError
+from engines.families import FAMILIES, Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class DenseLayer:
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
-    activation: Literal["tanh"] | None = None
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +91,12 @@ def save_head(path: Path, head: Head, *, metadata: Mapping[str, str]) -> None:
 
 
 def classification_head(checkpoint: Checkpoint) -> Head:
-    """The checkpoint's own classifier (BertForSequenceClassification): pooler with tanh, then a linear layer.
+    """The checkpoint's own classifier (...ForSequenceClassification): a layer with an activation, then a linear one.
 
     It wants pooling `cls` and no normalising.
     """
-    if "classifier.weight" not in checkpoint.weights:
+    names = FAMILIES[checkpoint.config.model_type].classifier
+    if f"{names.logits}.weight" not in checkpoint.weights:
         architectures = ", ".join(checkpoint.config.architectures) or "not named"
         raise CheckpointError(
             f"{checkpoint.folder}: no classifier in the weights (architectures: {architectures}): "
@@ -104,13 +105,13 @@ def classification_head(checkpoint: Checkpoint) -> Head:
     labels = checkpoint.labels
     width = checkpoint.config.hidden_size
     pooler = DenseLayer(
-        weight=checkpoint.tensor("bert.pooler.dense.weight", (width, width)),
-        bias=checkpoint.tensor("bert.pooler.dense.bias", (width,)),
-        activation="tanh",
+        weight=checkpoint.tensor(f"{names.dense}.weight", (width, width)),
+        bias=checkpoint.tensor(f"{names.dense}.bias", (width,)),
+        activation=names.activation,
     )
     classifier = DenseLayer(
-        weight=checkpoint.tensor("classifier.weight", (len(labels), width)),
-        bias=checkpoint.tensor("classifier.bias", (len(labels),)),
+        weight=checkpoint.tensor(f"{names.logits}.weight", (len(labels), width)),
+        bias=checkpoint.tensor(f"{names.logits}.bias", (len(labels),)),
     )
     return Head(labels=labels, layers=(pooler, classifier))
 

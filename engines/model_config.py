@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import CheckpointError
+from engines.families import FAMILIES
 
 # transformers': what a model without labels of its own has.
 _NO_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
@@ -34,8 +35,9 @@ _NEEDED: Mapping[str, type] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Under `transformers`' names for BERT.
+    """Under `transformers`' names for BERT, whatever the family calls them.
 
+    embedding_size width of the tables; hidden_size but for ELECTRA
     architectures  the classes that the checkpoint was saved from
     id2label       a logit's place -> its label
     problem_type   of the checkpoint's own head; None where it does not say
@@ -51,6 +53,7 @@ class ModelConfig:
     max_position_embeddings: int
     type_vocab_size: int
     layer_norm_eps: float
+    embedding_size: int
     architectures: tuple[str, ...]
     id2label: Mapping[int, str]
     problem_type: str | None
@@ -68,13 +71,18 @@ def model_config(path: Path, written: Mapping[str, Any], *, any_model: bool = Fa
 
 def _as_written(written: Mapping[str, Any]) -> ModelConfig:
     """Raises KeyError, TypeError or ValueError where something is not there, or is not what it should be."""
-    needed = {name: written[name] for name in _NEEDED}
+    family = FAMILIES.get(written["model_type"])
+    sizes, fixed = (family.sizes, family.fixed) if family else ({}, {})
+    needed: dict[str, Any] = {
+        name: fixed[name] if name in fixed else written[sizes.get(name, name)] for name in _NEEDED
+    }
     wrong = [name for name, kind in _NEEDED.items() if type(needed[name]) is not kind]
     if wrong or "num_labels" in written:
         raise ValueError
     labels = written.get("id2label")
     return ModelConfig(
         **needed,
+        embedding_size=_embedding_size(written, needed["hidden_size"]),
         architectures=tuple(str(name) for name in written.get("architectures") or ()),
         id2label=_NO_LABELS if labels is None else {int(place): str(label) for place, label in dict(labels).items()},
         problem_type=written.get("problem_type"),
@@ -90,11 +98,18 @@ def _as_transformers_reads(path: Path, *, any_model: bool = False) -> ModelConfi
 
     try:
         config = AutoConfig.from_pretrained(path.parent, local_files_only=True)
+        family = FAMILIES.get(config.model_type)
+
+        def found(name: str, kind: type) -> Any:
+            if family is not None and name in family.fixed:
+                return family.fixed[name]
+            place = family.sizes.get(name, name) if family is not None else name
+            return kind(getattr(config, place, kind())) if any_model else kind(getattr(config, place))
+
+        needed = {name: found(name, kind) for name, kind in _NEEDED.items()}
         return ModelConfig(
-            **{
-                name: kind(getattr(config, name, kind())) if any_model else kind(getattr(config, name))
-                for name, kind in _NEEDED.items()
-            },
+            **needed,
+            embedding_size=_embedding_size(config.to_dict(), needed["hidden_size"]),
             architectures=tuple(config.architectures or ()),
             id2label=config.id2label or {},
             problem_type=config.problem_type,
@@ -103,3 +118,8 @@ def _as_transformers_reads(path: Path, *, any_model: bool = False) -> ModelConfi
     except (OSError, ValueError, TypeError, StrictDataclassError) as err:
         reason = " ".join(str(err).split())
         raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
+
+
+def _embedding_size(config: Mapping[str, Any], hidden_size: int) -> int:
+    """Other families of the hub have the word too, for something else."""
+    return int(config["embedding_size"]) if config["model_type"] == "electra" else hidden_size

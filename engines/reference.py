@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.encoder import EncoderLayer, Norm, read_encoder
+from engines.families import Activation
 from engines.heads import DenseLayer, PooledOutput, check_outputs
 from engines.rows import PackedRows, check_rows
 
@@ -50,11 +52,12 @@ class ReferenceEngine:
         encoder = self._encoder
         hidden = encoder.words[ids].astype(np.float64) + encoder.positions[positions]
         hidden = _norm(hidden, encoder.embeddings_norm, encoder.norm_epsilon)
+        if encoder.projection is not None:
+            hidden = _dense(hidden, encoder.projection)
         for layer in encoder.layers:
             attended = _attend(hidden, layer, encoder.attention_heads)
             hidden = _norm(hidden + attended, layer.attention_norm, encoder.norm_epsilon)
-            inner = _dense(hidden, layer.intermediate)
-            inner = inner * 0.5 * (1.0 + np.asarray(_erf(inner / math.sqrt(2.0)), np.float64))
+            inner = _activated(_dense(hidden, layer.intermediate), encoder.activation)
             hidden = _norm(hidden + _dense(inner, layer.output), layer.output_norm, encoder.norm_epsilon)
         return hidden
 
@@ -62,6 +65,21 @@ class ReferenceEngine:
 def _dense(value: NDArray[np.float64], dense: DenseLayer) -> NDArray[np.float64]:
     product: NDArray[np.float64] = value @ dense.weight.T.astype(np.float64) + dense.bias
     return product
+
+
+def _activated(value: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    match activation:
+        case "relu":
+            return np.maximum(value, 0.0)
+        case "tanh":
+            return np.tanh(value)
+        case "gelu":
+            return value * 0.5 * (1.0 + np.asarray(_erf(value / math.sqrt(2.0)), np.float64))
+        case "gelu_tanh":  # the paper's second formula
+            inner = math.sqrt(2.0 / math.pi) * (value + 0.044715 * value**3)
+            return value * 0.5 * (1.0 + np.tanh(inner))
+        case _:
+            assert_never(activation)
 
 
 def _norm(value: NDArray[np.float64], norm: Norm, epsilon: float) -> NDArray[np.float64]:
@@ -90,6 +108,6 @@ def _pool(output: PooledOutput, hidden: NDArray[np.float64], positions: NDArray[
         value = value / np.linalg.norm(value)
     for dense in output.head.layers if output.head else ():
         value = _dense(value, dense)
-        if dense.activation == "tanh":
-            value = np.tanh(value)
+        if dense.activation is not None:
+            value = _activated(value, dense.activation)
     return value

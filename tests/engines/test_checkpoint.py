@@ -178,7 +178,7 @@ def test_shards(write_tiny: WriteTiny) -> None:
         ({"model_type": None}, {}, "config.json: model_type None is not supported"),
         ({"is_decoder": True}, {}, "config.json: is_decoder is true, and only encoders are supported"),
         ({"position_embedding_type": "relative_key"}, {}, "position_embedding_type 'relative_key' is not supported"),
-        ({"hidden_act": "relu"}, {}, "config.json: hidden_act 'relu' is not supported"),
+        ({"hidden_act": "swish"}, {}, "config.json: hidden_act 'swish' is not supported"),
         ({"num_attention_heads": 5}, {}, "hidden_size 24 can't be split over 5 num_attention_heads"),
         ({"num_hidden_layers": 3}, {}, "no tensor 'bert.encoder.layer.2.attention.self.query.weight' in the weights"),
         ({"vocab_size": 51}, {}, r"'bert.embeddings.word_embeddings.weight' has shape \(50, 24\) where .* \(51, 24\)"),

@@ -1,0 +1,136 @@
+"""The families of encoders whose graph is written here, and in what they differ: names, sizes, positions, heads.
+
+All are BERT's architecture: layer norm after each half of a layer, absolute positions, one activation in the middle.
+What differs more (relative positions: MPNet, DeBERTa; rotary ones: ModernBERT) goes as an ONNX file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
+
+# `transformers`' names. What Google's BERT, GPT-2 and PyTorch call GELU's approximation is one formula.
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+# Tables of positions that begin with the padding token's number, 1, and one more: `transformers`' create_position_ids
+# counts from there.
+PADDING_POSITIONS: Mapping[str, int] = dict.fromkeys(
+    ("camembert", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"), 2
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Where a family keeps its tensors: names without `.weight` and `.bias`, after `prefix` and `layer`. `token_types`
+    and `projection` are None where there are none."""
+
+    prefix: str
+    words: str
+    positions: str
+    token_types: str | None
+    embeddings_norm: str
+    projection: str | None
+    layer: str
+    query: str
+    key: str
+    value: str
+    attention: str
+    attention_norm: str
+    intermediate: str
+    output: str
+    output_norm: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifier:
+    """The head of `...ForSequenceClassification`: over the first token's state, a layer as wide as it with an
+    activation, then one logit a label."""
+
+    dense: str
+    activation: Activation
+    logits: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """`sizes` says what config.json calls a size that BERT's has another name for, `fixed` what it leaves out."""
+
+    names: Names
+    classifier: Classifier
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+
+_BERT = Names(
+    prefix="bert.",
+    words="embeddings.word_embeddings",
+    positions="embeddings.position_embeddings",
+    token_types="embeddings.token_type_embeddings",
+    embeddings_norm="embeddings.LayerNorm",
+    projection=None,
+    layer="encoder.layer.{}.",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    intermediate="intermediate.dense",
+    output="output.dense",
+    output_norm="output.LayerNorm",
+)
+_DISTILBERT = Names(
+    prefix="distilbert.",
+    words="embeddings.word_embeddings",
+    positions="embeddings.position_embeddings",
+    token_types=None,
+    embeddings_norm="embeddings.LayerNorm",
+    projection=None,
+    layer="transformer.layer.{}.",
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    intermediate="ffn.lin1",
+    output="ffn.lin2",
+    output_norm="output_layer_norm",
+)
+_ROBERTA = Family(
+    names=replace(_BERT, prefix="roberta."),
+    classifier=Classifier(dense="classifier.dense", activation="tanh", logits="classifier.out_proj"),
+)
+
+# By config.json's model_type.
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family(
+        names=_BERT,
+        classifier=Classifier(dense="bert.pooler.dense", activation="tanh", logits="classifier"),
+    ),
+    "camembert": _ROBERTA,
+    "distilbert": Family(
+        names=_DISTILBERT,
+        classifier=Classifier(dense="pre_classifier", activation="relu", logits="classifier"),
+        sizes={
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+        },
+        fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
+    ),
+    "electra": Family(
+        names=replace(_BERT, prefix="electra.", projection="embeddings_project"),
+        classifier=Classifier(dense="classifier.dense", activation="gelu", logits="classifier.out_proj"),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
