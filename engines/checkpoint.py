@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import CheckpointError
-from engines.families import FAMILIES, PADDING_POSITIONS
+from engines.families import FAMILIES
 from engines.json_files import read_json, read_object
 from engines.model_config import ModelConfig, model_config
 from engines.weights import read_weights
@@ -138,12 +138,17 @@ def read_config(folder: Path, *, any_model: bool = False) -> CheckpointConfig:
     """Reads config and sentence-transformers' settings: some kilobytes, whatever the model's size. With `any_model` it
     need be none of those whose graph is written here: its graph is the user's."""
     config = _load_config(folder, any_model=any_model)
-    taken = PADDING_POSITIONS.get(config.model_type, 0)
+    try:
+        sentence = sentence_settings(folder)
+    except CheckpointError:
+        if not any_model:
+            raise
+        sentence = None  # of a graph of the user's it may matter to nobody
     return CheckpointConfig(
         folder=folder,
         config=config,
-        max_positions=max(0, config.max_position_embeddings - taken),
-        sentence=_sentence_settings(folder),
+        max_positions=max(0, config.max_position_embeddings - config.first_position),
+        sentence=sentence,
     )
 
 
@@ -199,7 +204,8 @@ def _load_config(folder: Path, *, any_model: bool) -> ModelConfig:
     return config
 
 
-def _sentence_settings(folder: Path) -> SentenceSettings | None:
+def sentence_settings(folder: Path) -> SentenceSettings | None:
+    """What sentence-transformers wrote, if it did. Raises CheckpointError on what is not supported."""
     path = folder / "modules.json"
     if not path.is_file():
         return None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.errors import CheckpointError
-from engines.families import ACTIVATIONS, FAMILIES, PADDING_POSITIONS, Activation
+from engines.families import ACTIVATIONS, FAMILIES, Activation
 from engines.heads import DenseLayer
 
 
@@ -106,15 +106,15 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
         )
 
     positions = table(names.positions, config.max_position_embeddings)
-    positions = positions[PADDING_POSITIONS.get(config.model_type, 0) :]
-    if names.token_types is not None:
+    positions = positions[config.first_position :]
+    if names.token_types is not None and config.type_vocab_size:
         positions = positions + table(names.token_types, config.type_vocab_size)[0]
-    projected = names.projection is not None and config.embedding_size != width
+    projection = names.projection if config.embedding_size != width else None
     return Encoder(
         words=table(names.words, config.vocab_size),
         positions=positions,
         embeddings_norm=norm(names.embeddings_norm, config.embedding_size),
-        projection=dense(str(names.projection), config.embedding_size, width) if projected else None,
+        projection=None if projection is None else dense(projection, config.embedding_size, width),
         layers=tuple(layer(index) for index in range(config.num_hidden_layers)),
         attention_heads=heads,
         activation=ACTIVATIONS[config.hidden_act],

@@ -60,5 +60,5 @@ def open_source(kind: EngineKind, source: GraphSource, *, threads: int, instance
             assert_never(kind)
     if not source.one_text_a_row:
         return engine
-    lengths = range(_LENGTH_STEP, source.max_positions + _LENGTH_STEP, _LENGTH_STEP)
+    lengths = [*range(_LENGTH_STEP, source.max_positions, _LENGTH_STEP), source.max_positions]
     return PaddedEngine(engine, lengths=lengths, max_tokens=_PADDED_TOKENS)

@@ -20,10 +20,25 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
 }
 
-# Tables of positions that begin with the padding token's number, 1, and one more: `transformers`' create_position_ids
-# counts from there.
-PADDING_POSITIONS: Mapping[str, int] = dict.fromkeys(
-    ("camembert", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta"), 2
+# Their positions count from the one after the padding token's number (create_position_ids_from_input_ids).
+POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
 )
 
 

@@ -1,8 +1,8 @@
 """A model's config.json: sizes, activation, labels.
 
 Importing `transformers` takes half a second, which is a third of a worker's start. It is asked only where a file leaves
-something to its defaults, or has what isn't right: then it says so in its own words. Real models' files leave out
-nothing that matters here.
+something to its defaults, or has what isn't right: then it says so in its own words. The files of these families' real
+models leave out nothing that matters here. A model whose graph is the user's is read as far as it goes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import CheckpointError
-from engines.families import FAMILIES
+from engines.families import FAMILIES, POSITIONS_AFTER_PADDING
 
 # transformers': what a model without labels of its own has.
 _NO_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
+# RoBERTa's padding token, and so that of the families that follow it.
+_PADDING = 1
 # What a model is not built without.
 _NEEDED: Mapping[str, type] = {
     "model_type": str,
@@ -32,12 +34,15 @@ _NEEDED: Mapping[str, type] = {
     "layer_norm_eps": float,
 }
 
+_AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Under `transformers`' names for BERT, whatever the family calls them.
 
     embedding_size width of the tables; hidden_size but for ELECTRA
+    first_position the place in the table of positions where a text begins
     architectures  the classes that the checkpoint was saved from
     id2label       a logit's place -> its label
     problem_type   of the checkpoint's own head; None where it does not say
@@ -54,6 +59,7 @@ class ModelConfig:
     type_vocab_size: int
     layer_norm_eps: float
     embedding_size: int
+    first_position: int
     architectures: tuple[str, ...]
     id2label: Mapping[int, str]
     problem_type: str | None
@@ -61,65 +67,88 @@ class ModelConfig:
 
 
 def model_config(path: Path, written: Mapping[str, Any], *, any_model: bool = False) -> ModelConfig:
-    """What config.json at `path` says, whose content is `written`. Of `any_model` what it has no such thing of is 0, or
-    empty. Raises CheckpointError."""
+    """What config.json at `path` says, whose content is `written`. Of `any_model`, whose graph is not written here,
+    what it does not say is 0, or empty. Raises CheckpointError."""
     try:
-        return _as_written(written)
-    except (KeyError, TypeError, ValueError):
-        return _as_transformers_reads(path, any_model=any_model)
+        config = _as_written(written, any_model=any_model)
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        if any_model:
+            raise CheckpointError(f"{path}: can't be made out ({err}): fetch the model again") from err
+        config = _as_transformers_reads(path)
+    for name in () if any_model else _AT_LEAST_ONE:
+        if getattr(config, name) < 1:
+            raise CheckpointError(f"{path}: {name} is {getattr(config, name)}: fetch the model again")
+    return config
 
 
-def _as_written(written: Mapping[str, Any]) -> ModelConfig:
-    """Raises KeyError, TypeError or ValueError where something is not there, or is not what it should be."""
-    family = FAMILIES.get(written["model_type"])
+def _as_written(written: Mapping[str, Any], *, any_model: bool = False) -> ModelConfig:
+    """Raises AttributeError, KeyError, TypeError, ValueError: something is not there, or not what it should be."""
+    family = FAMILIES.get(written.get("model_type") or "")
     sizes, fixed = (family.sizes, family.fixed) if family else ({}, {})
-    needed: dict[str, Any] = {
-        name: fixed[name] if name in fixed else written[sizes.get(name, name)] for name in _NEEDED
-    }
-    wrong = [name for name, kind in _NEEDED.items() if type(needed[name]) is not kind]
-    if wrong or "num_labels" in written:
-        raise ValueError
+    needed: dict[str, Any] = {}
+    for name, kind in _NEEDED.items():
+        place = sizes.get(name, name)
+        if name in fixed:
+            needed[name] = fixed[name]
+        else:
+            needed[name] = written.get(place, kind()) if any_model else written[place]
+        if type(needed[name]) is not kind:
+            raise TypeError(f"{place} is {needed[name]!r}")
     labels = written.get("id2label")
+    if "num_labels" in written and labels is None:
+        if not any_model:
+            raise ValueError("num_labels")
+        labels = {place: f"LABEL_{place}" for place in range(int(written["num_labels"]))}
     return ModelConfig(
         **needed,
         embedding_size=_embedding_size(written, needed["hidden_size"]),
+        first_position=_first_position(written),
         architectures=tuple(str(name) for name in written.get("architectures") or ()),
-        id2label=_NO_LABELS if labels is None else {int(place): str(label) for place, label in dict(labels).items()},
+        id2label=_NO_LABELS if labels is None else _labels(labels),
         problem_type=written.get("problem_type"),
         is_decoder=bool(written.get("is_decoder", False)),
     )
 
 
-def _as_transformers_reads(path: Path, *, any_model: bool = False) -> ModelConfig:
+def _as_transformers_reads(path: Path) -> ModelConfig:
     # Without PyTorch, transformers advises on import to install it. We want its configs and tokenizers only.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path.parent, local_files_only=True)
-        family = FAMILIES.get(config.model_type)
-
-        def found(name: str, kind: type) -> Any:
-            if family is not None and name in family.fixed:
-                return family.fixed[name]
-            place = family.sizes.get(name, name) if family is not None else name
-            return kind(getattr(config, place, kind())) if any_model else kind(getattr(config, place))
-
-        needed = {name: found(name, kind) for name, kind in _NEEDED.items()}
+        config = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        told = config.to_dict()
+        family = FAMILIES[config.model_type]
+        needed: dict[str, Any] = {
+            name: family.fixed[name] if name in family.fixed else kind(getattr(config, family.sizes.get(name, name)))
+            for name, kind in _NEEDED.items()
+        }
         return ModelConfig(
             **needed,
-            embedding_size=_embedding_size(config.to_dict(), needed["hidden_size"]),
+            embedding_size=_embedding_size(told, needed["hidden_size"]),
+            first_position=_first_position(told),
             architectures=tuple(config.architectures or ()),
-            id2label=config.id2label or {},
+            id2label=_labels(config.id2label or {}),
             problem_type=config.problem_type,
             is_decoder=bool(getattr(config, "is_decoder", False)),
         )
-    except (OSError, ValueError, TypeError, StrictDataclassError) as err:
+    except (AttributeError, KeyError, OSError, ValueError, TypeError, StrictDataclassError) as err:
         reason = " ".join(str(err).split())
         raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
 
 
+def _labels(written: Mapping[Any, Any]) -> dict[int, str]:
+    return {int(place): str(label) for place, label in written.items()}
+
+
 def _embedding_size(config: Mapping[str, Any], hidden_size: int) -> int:
     """Other families of the hub have the word too, for something else."""
-    return int(config["embedding_size"]) if config["model_type"] == "electra" else hidden_size
+    return int(config["embedding_size"]) if config.get("model_type") == "electra" else hidden_size
+
+
+def _first_position(config: Mapping[str, Any]) -> int:
+    if config.get("model_type") not in POSITIONS_AFTER_PADDING:
+        return 0
+    padding = config.get("pad_token_id")
+    return (_PADDING if padding is None else int(padding)) + 1

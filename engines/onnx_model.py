@@ -10,7 +10,7 @@ whatever computes that computes this; only that its attention knows no segments,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,33 +65,40 @@ def read_onnx(path: Path, *, output: str | None = None) -> OnnxModel:
         which = f"no output {name!r}" if name else "several outputs, and none of a usual name"
         raise CheckpointError(f"{path}: {which}: name one of them in onnx_output: {', '.join(found)}")
     dims = found[name].shape.dim
-    if len(dims) not in (2, 3) or not dims[-1].dim_value:
+    if len(dims) not in (2, 3) or not dims[-1].dim_value or (len(dims) == 3 and dims[1].dim_value):
         raise CheckpointError(
             f"{path}: output {name!r} is {_shape(dims)}: (texts, width) or (texts, tokens, width) is wanted, the width "
             "as a number"
         )
-    types = {each.data_type for each in model.graph.initializer}
+    types = {tensor.data_type for tensor in _tensors(model.graph)}
+    if TensorProto.BFLOAT16 in types:
+        raise CheckpointError(f"{path}: is in bfloat16, which ONNX Runtime does not compute: export it in float16")
     return OnnxModel(
         path=path,
         output=name,
         per_token=len(dims) == 3,
         width=dims[-1].dim_value,
-        halved=bool(types & {TensorProto.FLOAT16, TensorProto.BFLOAT16}),
+        halved=TensorProto.FLOAT16 in types,
     )
 
 
-def onnx_graph(model: OnnxModel, outputs: Sequence[PooledOutput], *, beside: Weights | None = None) -> bytes:
-    """The file's graph with what is computed from it, for the inputs of `engines.graph`; `beside` as there.
+def onnx_graph(
+    model: OnnxModel, outputs: Sequence[PooledOutput], *, first_position: int = 0, beside: Weights | None = None
+) -> bytes:
+    """The file's graph with what is computed from it, for the inputs of `engines.graph`; `beside` as there. A text's
+    `position_ids`, where the file asks for them, count from `first_position`.
 
     Raises CheckpointError, and MemoryError without room for it.
     """
-    return written(lambda: _grown(model, outputs, beside), model.path)
+    return written(lambda: _grown(model, outputs, first_position, beside), model.path)
 
 
-def _grown(model: OnnxModel, outputs: Sequence[PooledOutput], beside: Weights | None) -> onnx.ModelProto:
+def _grown(
+    model: OnnxModel, outputs: Sequence[PooledOutput], first_position: int, beside: Weights | None
+) -> onnx.ModelProto:
     inner = _prefixed(model.path)
     before = Graph(Numbers(), told=(), beside=beside, named="before")
-    _feed(before, inner)
+    _feed(before, inner, first_position)
     after = Graph(Numbers(), told=(), beside=beside, named="after")
     answer = after.add("Cast", f"{_PREFIX}{model.output}", to=TensorProto.FLOAT)
     if model.per_token:
@@ -120,7 +127,7 @@ def _grown(model: OnnxModel, outputs: Sequence[PooledOutput], beside: Weights | 
     return grown
 
 
-def _feed(graph: Graph, inner: onnx.ModelProto) -> None:
+def _feed(graph: Graph, inner: onnx.ModelProto, first_position: int) -> None:
     """What the file's inputs are made of."""
     kinds = {each.name: each.type.tensor_type.elem_type for each in _inputs(inner)}
     zero, one = graph.constant(np.array(0, np.int32)), graph.constant(np.array(1, np.int32))
@@ -128,27 +135,61 @@ def _feed(graph: Graph, inner: onnx.ModelProto) -> None:
         "input_ids": "input_ids",
         "attention_mask": graph.add("Min", "segment_ids", one),
         "token_type_ids": graph.add("Mul", "segment_ids", zero),
-        "position_ids": "position_ids",
+        "position_ids": graph.add("Add", "position_ids", graph.constant(np.array(first_position, np.int32))),
     }
     for name, kind in kinds.items():
         graph.add("Cast", ours[name.removeprefix(_PREFIX)], name=name, to=kind)
 
 
 def _fits_beside(tensor: onnx.TensorProto, beside: Weights | None) -> bool:
-    """bfloat16 is no type of NumPy's, and does not get past ONNX Runtime's door there."""
+    """Whether a weight may lie beside the graph: one of NumPy's own types, and not one of the small ones."""
     return beside is not None and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def _prefixed(path: Path) -> onnx.ModelProto:
-    """The file, in names that meet none of ours."""
+    """The file, in names that meet none of ours, without weights that nothing reads: ONNX Runtime drops those, and then
+    misses them where they lie beside the graph."""
     model = _loaded(path, weights=True)
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
-    try:
-        if opset < _OLDEST_OPSET:
+    if opset < _OLDEST_OPSET:
+        try:
             model = version_converter.convert_version(model, _CONVERTED_OPSET)
-        return compose.add_prefix(model, _PREFIX)
-    except Exception as err:
-        raise CheckpointError(f"{path}: opset {opset} can't be converted ({err}): export it with opset 17") from err
+        except (RuntimeError, ValueError, version_converter.ConvertError) as err:
+            reason = " ".join(str(err).split())
+            raise CheckpointError(
+                f"{path}: opset {opset} can't be converted ({reason}): export it with opset 17"
+            ) from err
+    read = _read_names(model.graph)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    # Bodies of loops and branches read weights by name: they must have been renamed before.
+    renamed = {tensor.name: f"{_PREFIX}{tensor.name}" for tensor in kept}
+    compose.add_prefix_graph(model.graph, _PREFIX, inplace=True, name_map=renamed)
+    return model
+
+
+def _read_names(graph: onnx.GraphProto) -> set[str]:
+    """What its nodes, and those of bodies within it, read, and what it answers."""
+    names = {each.name for each in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for body in _bodies(node):
+            names |= _read_names(body)
+    return names
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All weights and constants."""
+    yield from graph.initializer
+    for node in graph.node:
+        yield from (each.t for each in node.attribute if each.HasField("t"))
+        for body in _bodies(node):
+            yield from _tensors(body)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [each.g for each in node.attribute if each.HasField("g")]
 
 
 def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
@@ -179,7 +220,7 @@ def _shape(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
 
 def _loaded(path: Path, *, weights: bool) -> onnx.ModelProto:
     try:
-        return onnx.load(path, load_external_data=weights)
+        return onnx.load(path, format="protobuf", load_external_data=weights)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as err:
         reason = " ".join(str(err).split())
         raise CheckpointError(f"{path}: can't be read as ONNX ({reason}): export the model again") from err

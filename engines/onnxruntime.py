@@ -39,15 +39,18 @@ class OnnxRuntimeEngine:
     """Implements `engines.rows.Engine`."""
 
     def __init__(self, source: GraphSource, *, threads: int) -> None:
-        self._source = source
+        # And not the source: it holds on to what the graph was written from.
+        self._widths = dict(source.widths)
+        self._vocab_size = source.vocab_size
+        self._max_positions = source.max_positions
         self._session = open_session(source.graph, source.path, threads=threads)
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return self._source.widths
+        return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._source.vocab_size, max_positions=self._source.max_positions)
+        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
         try:
             tensors = self._session.run([*self.widths], graph_inputs(rows))
         except _FAILURES as err:

@@ -25,7 +25,10 @@ class OpenVinoEngine:
             import openvino  # type: ignore[import-untyped]
         except ImportError as err:
             raise EngineUnavailable("engine openvino: not installed: pip install openvino") from err
-        self._source = source
+        # And not the source: it holds on to what the graph was written from.
+        self._widths = dict(source.widths)
+        self._vocab_size = source.vocab_size
+        self._max_positions = source.max_positions
         core = openvino.Core()
         settings = {
             # Where the processor has bfloat16, OpenVINO would take it unasked: another model (cosine 0.99997).
@@ -48,10 +51,10 @@ class OpenVinoEngine:
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return self._source.widths
+        return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._source.vocab_size, max_positions=self._source.max_positions)
+        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
         # Unbounded in name only: every request comes back after one micro-batch.
         request = self._free.get()
         try:

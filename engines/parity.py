@@ -34,6 +34,10 @@ BOUNDS: Mapping[Precision, Bound] = {
 }
 
 
+# A variance of fewer texts says nothing.
+_MANY = 30
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
     """One output's. Of logits `decisions` is the share of texts whose highest one is the same, and `r2` the share of
@@ -52,7 +56,9 @@ class Parity:
         if self.cosine_min is not None and self.cosine_mean is not None:
             words.insert(0, f"cosine {self.cosine_min:.6f} at least, {self.cosine_mean:.6f} in the mean")
         if self.decisions is not None:
-            words.insert(0, f"{self.decisions:.2%} of decisions equal, R2 {self.r2:.6f}")
+            words.insert(0, f"{self.decisions:.2%} of decisions equal")
+        if self.r2 is not None:
+            words.insert(1, f"R2 {self.r2:.6f}")
         return f"{', '.join(words)}, of {self.texts} texts"
 
 
@@ -69,7 +75,7 @@ def compare(output: PooledOutput, reference: NDArray[np.float32], computed: NDAr
             cosine_mean=None,
             max_error=error,
             decisions=float(np.mean(decided[0] == decided[1])),
-            r2=_r2(reference.astype(np.float64), computed.astype(np.float64)),
+            r2=_r2(reference.astype(np.float64), computed.astype(np.float64)) if len(reference) >= _MANY else None,
         )
     wide = [rows.astype(np.float64) for rows in (reference, computed)]
     norms = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
@@ -86,7 +92,7 @@ def compare(output: PooledOutput, reference: NDArray[np.float32], computed: NDAr
 
 def _r2(reference: NDArray[np.float64], computed: NDArray[np.float64]) -> float:
     wrong = np.square(computed - reference).sum()
-    # One text alone, or texts that are all answered alike, have no variance: then nothing may be wrong.
+    # Texts that are all answered alike have no variance: then nothing may be wrong.
     variance = max(np.square(reference - reference.mean(axis=0)).sum(), np.finfo(np.float32).tiny)
     return float(1 - wrong / variance)
 

@@ -70,9 +70,9 @@ def plan_shapes(*, row_length: int, max_length: int, max_batch_tokens: int) -> l
 def padded_shapes(*, max_length: int, max_batch_tokens: int) -> list[PlanShape]:
     """For rows of one text each, up to `max_length` tokens: lengths that double, so that a text is padded to less than
     twice its own; of each a full micro-batch, and an eighth of one."""
-    lengths = [_SHORTEST]
+    lengths = [min(_SHORTEST, max_length)]
     while lengths[-1] < max_length:
-        lengths.append(min(2 * lengths[-1], -(-max_length // _SHORTEST) * _SHORTEST))
+        lengths.append(min(2 * lengths[-1], max_length))
     shapes: set[PlanShape] = set()
     for length in lengths:
         full = max(1, max_batch_tokens // length)

@@ -48,7 +48,12 @@ def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> Gr
 
 
 def of_onnx(
-    model: OnnxModel, outputs: Sequence[PooledOutput], *, vocab_size: int | None, max_positions: int
+    model: OnnxModel,
+    outputs: Sequence[PooledOutput],
+    *,
+    vocab_size: int | None,
+    max_positions: int,
+    first_position: int = 0,
 ) -> GraphSource:
     """As the file has it. Raises CheckpointError where heads don't fit."""
     return GraphSource(
@@ -56,6 +61,6 @@ def of_onnx(
         widths=check_outputs(outputs, hidden_size=model.width),
         vocab_size=vocab_size or _ANY_ID,
         max_positions=max_positions,
-        graph=lambda beside: onnx_graph(model, outputs, beside=beside),
+        graph=lambda beside: onnx_graph(model, outputs, first_position=first_position, beside=beside),
         one_text_a_row=True,
     )

@@ -144,9 +144,12 @@ def _open_onnx_engine(settings: EnsembleSettings, indices: Sequence[int], sample
             from pipeline.plans.opening import open_tensorrt_onnx_engine
 
             halved = user_models.read_model(model).halved
-            return open_tensorrt_onnx_engine(
-                settings, source, outputs, halved=halved, max_length=source.max_positions, windows=samples
-            )
+            try:
+                return open_tensorrt_onnx_engine(
+                    settings, source, outputs, halved=halved, max_length=source.max_positions, windows=samples
+                )
+            except ParityError as err:
+                raise CheckpointError(f"{err}: export it in float32, or name sample_texts like those to come") from err
         return open_source(engine.kind, source, threads=engine.threads, instances=engine.instance_count)
 
 
@@ -159,7 +162,11 @@ def _onnx_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
         if _task(model, config) == "text-classification" and head is None:
             return user_models.logits_output(model, config)
         pooling, normalize = _pooling(model, config)
-        return user_models.vector_output(model, pooling=pooling, normalize=normalize, head=head)
+        output = user_models.vector_output(model, config, pooling=pooling, normalize=normalize, head=head)
+        width = user_models.read_model(model).width
+    with _blaming(settings, "models", index, "head"):
+        check_outputs([output], hidden_size=width)
+    return output
 
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:

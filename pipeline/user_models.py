@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-from engines.checkpoint import CheckpointConfig, Pooling
+from engines.checkpoint import CheckpointConfig, Pooling, sentence_settings
 from engines.errors import CheckpointError
 from engines.heads import Head, PooledOutput
 from engines.onnx_model import OnnxModel, read_onnx
@@ -15,7 +17,13 @@ from pipeline.model_settings import ModelSettings
 def read_model(model: ModelSettings) -> OnnxModel:
     """What the model's file says of itself. Raises CheckpointError."""
     assert model.onnx is not None
-    return read_onnx(model.onnx, output=model.onnx_output)
+    return _read(model.onnx, model.onnx_output)
+
+
+@cache
+def _read(path: Path, output: str | None) -> OnnxModel:
+    # Several models may share a file, and each of them is asked about more than once.
+    return read_onnx(path, output=output)
 
 
 def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutput:
@@ -34,9 +42,13 @@ def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutpu
     return PooledOutput(name=model.name, pooling="mean", normalize=False, logits=True)
 
 
-def vector_output(model: ModelSettings, *, pooling: Pooling, normalize: bool, head: Head | None) -> PooledOutput:
+def vector_output(
+    model: ModelSettings, config: CheckpointConfig, *, pooling: Pooling, normalize: bool, head: Head | None
+) -> PooledOutput:
     """A vector of the file's output, pooled where that is of tokens, and a head on it. Raises CheckpointError."""
     found = read_model(model)
+    if found.per_token and model.pooling is None:
+        sentence_settings(config.folder)  # which may say that it is pooled in a way that is not supported
     if not found.per_token and model.pooling is not None:
         raise CheckpointError(f"{found.path}: output {found.output!r} is pooled already: leave pooling out")
     return PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
@@ -46,4 +58,10 @@ def graph_source(
     model: ModelSettings, config: CheckpointConfig, outputs: Sequence[PooledOutput], *, max_length: int
 ) -> GraphSource:
     """What an engine computes. Raises CheckpointError."""
-    return of_onnx(read_model(model), outputs, vocab_size=config.config.vocab_size or None, max_positions=max_length)
+    return of_onnx(
+        read_model(model),
+        outputs,
+        vocab_size=config.config.vocab_size or None,
+        max_positions=max_length,
+        first_position=config.config.first_position,
+    )

@@ -24,9 +24,12 @@ def exported(
     width: int | None = WIDTH,
     kind: int = TensorProto.FLOAT,
     vocab: int = VOCAB,
+    positions: int = 0,
+    tokens: int | str = "sequence",
 ) -> Path:
     """A model as exporters write it: every token's vector is its word's plus the mean of those that are not masked,
-    plus a type's; `logits` are the first token's."""
+    plus a type's, or its position where those are given; `logits` are the first token's. With `positions` a table of so
+    many, cut to the row as exporters do."""
     table = _table(vocab)
     number = helper.tensor_dtype_to_np_dtype(kind)
     constants = {
@@ -49,11 +52,24 @@ def exported(
     if "token_type_ids" in inputs:
         nodes.append(helper.make_node("Gather", ["types", "token_type_ids"], ["kinds"]))
         nodes.append(helper.make_node("Add", ["mixed", "kinds"], ["last_hidden_state"]))
+    elif "position_ids" in inputs:
+        nodes.append(helper.make_node("Cast", ["position_ids"], ["places"], to=kind))
+        nodes.append(helper.make_node("Unsqueeze", ["places", "last"], ["place"]))
+        nodes.append(helper.make_node("Add", ["mixed", "place"], ["last_hidden_state"]))
     else:
         nodes.append(helper.make_node("Identity", ["mixed"], ["last_hidden_state"]))
+    if positions:
+        constants["places"] = np.zeros((1, positions, WIDTH), number)
+        constants["nothing"] = np.array([0])
+        nodes[-1].output[0] = "unplaced"
+        nodes += [
+            helper.make_node("Shape", ["input_ids"], ["length"], start=1, end=2),
+            helper.make_node("Slice", ["places", "nothing", "length", "tokens"], ["placed"]),
+            helper.make_node("Add", ["unplaced", "placed"], ["last_hidden_state"]),
+        ]
     nodes.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["logits"], axis=1))
     nodes.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["other"], axis=1))
-    shapes = {"last_hidden_state": ["batch", "sequence", width]}
+    shapes = {"last_hidden_state": ["batch", tokens, width]}
     graph = helper.make_graph(
         nodes,
         "exported",

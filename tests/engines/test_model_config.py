@@ -64,7 +64,67 @@ def test_a_count_of_labels_gives_them_names(tmp_path: Path) -> None:
     assert model_config(write(tmp_path, written), written).id2label == labels
 
 
-@pytest.mark.parametrize("wrong", [{"hidden_size": "many"}, {"vocab_size": None}, {"id2label": {"a": "b"}}])
+@pytest.mark.parametrize(
+    ("model_type", "more", "first"),
+    [
+        ("bert", {"pad_token_id": 0}, 0),
+        ("roberta", {"pad_token_id": 1}, 2),
+        ("xlm-roberta", {}, 2),
+        ("camembert", {"pad_token_id": 3}, 4),
+    ],
+)
+def test_positions_begin_after_the_padding_token_s(
+    tmp_path: Path, model_type: str, more: dict[str, Any], first: int
+) -> None:
+    written = WRITTEN | {"model_type": model_type} | more
+    assert model_config(write(tmp_path, written), written).first_position == first
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_there_is_no_model_of_nothing(tmp_path: Path, name: str) -> None:
+    written = WRITTEN | {name: 0}
+    with pytest.raises(CheckpointError, match=rf"config\.json: {name} is 0: fetch the model again"):
+        model_config(write(tmp_path, written), written)
+
+
+def test_labels_are_words_whoever_reads_them(tmp_path: Path) -> None:
+    written = WRITTEN | {"id2label": {"0": 0, "1": 5}}
+    left_out = {name: value for name, value in written.items() if name != "hidden_act"}
+    for each in (written, left_out):
+        assert model_config(write(tmp_path, each), each).id2label == {0: "0", 1: "5"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {
+            "model_type": "of-nobody",
+            "auto_map": {"AutoConfig": "configuration_x.XConfig"},
+            "max_position_embeddings": 64,
+        },
+        {"model_type": "t5"},
+        {},
+        {"model_type": "luke", "vocab_size": 9, "id2label": {"0": "a"}, "architectures": ["LukeForX"]},
+    ],
+)
+def test_a_model_of_any_kind_is_read_as_far_as_it_goes(tmp_path: Path, written: dict[str, Any]) -> None:
+    """And runs no code that lies beside it."""
+    (tmp_path / "configuration_x.py").write_text("raise SystemExit('run')")
+    found = model_config(write(tmp_path, written), written, any_model=True)
+    assert found.max_position_embeddings == written.get("max_position_embeddings", 0)
+    assert found.vocab_size == written.get("vocab_size", 0)
+    assert found.first_position == (2 if written.get("model_type") == "luke" else 0)
+
+
+def test_what_is_wrong_of_any_kind_is_one_line(tmp_path: Path) -> None:
+    written = {"model_type": "luke", "vocab_size": "many"}
+    with pytest.raises(CheckpointError, match=r"config\.json: can't be made out \(vocab_size is 'many'\)"):
+        model_config(write(tmp_path, written), written, any_model=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": "many"}, {"vocab_size": None}, {"id2label": {"a": "b"}}, {"id2label": ["a"]}]
+)
 def test_what_is_wrong_is_told_as_transformers_tells_it(tmp_path: Path, wrong: dict[str, Any]) -> None:
     written = WRITTEN | wrong
     with pytest.raises(CheckpointError, match=r"config\.json: transformers can't read it") as raised:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.engine import EngineKind, open_source
 from engines.errors import CheckpointError, EngineUnavailable
@@ -88,17 +88,68 @@ def test_half_precision_is_answered_in_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["x"], [vectors(window).mean(axis=0) for window in WINDOWS], rtol=0.02, atol=0.02)
 
 
-def test_large_weights_lie_beside_the_graph(tmp_path: Path) -> None:
-    path = exported(tmp_path / "m.onnx")
+def test_large_weights_lie_beside_the_graph_unless_nothing_reads_them(tmp_path: Path) -> None:
+    """ONNX Runtime drops what nothing reads, and then misses it."""
+    path = exported(tmp_path / "m.onnx", vocab=400)
     model = onnx.load(path)
-    large = np.zeros((64, 64), np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(large, "unused"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((64, 64), np.float32), "unused"))
     onnx.save(model, path)
     beside: Weights = {}
     outputs = [PooledOutput(name="x", pooling="mean", normalize=False)]
     lean = onnx_graph(read_onnx(path), outputs, beside=beside)
-    assert {name: value.nbytes for name, value in beside.items()} == {"model:unused": large.nbytes}
-    assert len(lean) < len(onnx_graph(read_onnx(path), outputs)) - large.nbytes // 2
+    assert {name: value.shape for name, value in beside.items()} == {"model:words": (400, WIDTH)}
+    assert len(lean) < len(onnx_graph(read_onnx(path), outputs)) - 400 * WIDTH * 3
+    assert answers(path, outputs)["x"].any()
+
+
+def test_weights_that_a_branch_reads(tmp_path: Path) -> None:
+    path = exported(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.full(WIDTH, 7, np.float32), "shift"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    branches = {}
+    for name, operator in (("then_branch", "Add"), ("else_branch", "Sub")):
+        node = helper.make_node(operator, ["mixed", "shift"], [name])
+        answer = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph([node], name, [], [answer])
+    chosen = helper.make_node("If", ["yes"], ["shifted"], **branches)
+    at = next(place for place, node in enumerate(model.graph.node) if node.output[0] == "kinds")
+    model.graph.node.insert(at, chosen)
+    next(node for node in model.graph.node if node.output[0] == "last_hidden_state").input[0] = "shifted"
+    onnx.save(model, path)
+    found = answers(path, [PooledOutput(name="x", pooling="mean", normalize=False)])
+    np.testing.assert_allclose(found["x"], [vectors(window).mean(axis=0) + 7 for window in WINDOWS], rtol=1e-5)
+
+
+def test_position_ids_count_as_the_model_counts(tmp_path: Path) -> None:
+    inputs = ("input_ids", "attention_mask", "position_ids")
+    source = of_onnx(
+        read_onnx(exported(tmp_path / "m.onnx", inputs=inputs)),
+        [PooledOutput(name="x", pooling="cls", normalize=False)],
+        vocab_size=VOCAB,
+        max_positions=64,
+        first_position=2,
+    )
+    [group] = pack_rows(WINDOWS[:1], row_length=64)
+    found = open_source("onnxruntime", source, threads=1, instances=1).run(group.rows)["x"]
+    # The file adds each token's position to its vector.
+    np.testing.assert_allclose(found, [vectors(WINDOWS[0])[0] - np.arange(WIDTH) + 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("longest", [20, 40])
+def test_no_row_is_longer_than_the_model_s_positions(tmp_path: Path, longest: int) -> None:
+    """A table of so many positions, as exporters leave it in the graph, has no more."""
+    path = exported(tmp_path / "m.onnx", positions=longest)
+    source = of_onnx(
+        read_onnx(path),
+        [PooledOutput(name="x", pooling="cls", normalize=False)],
+        vocab_size=VOCAB,
+        max_positions=longest,
+    )
+    windows = [np.arange(1, 1 + length, dtype=np.int32) % VOCAB for length in (1, longest - 1, longest)]
+    engine = open_source("onnxruntime", source, threads=1, instances=1)
+    for group in pack_rows(windows, row_length=64):
+        assert engine.run(group.rows)["x"].shape == (len(group.windows), WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +159,8 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path) -> None:
         ({"inputs": ("input_ids",)}, "no input 'attention_mask': export the model with it"),
         ({"dims": (1, 128)}, r"input 'input_ids' is \(1, 128\): export it with dynamic axes"),
         ({"outputs": ("other", "mean")}, "several outputs, and none of a usual name: name one of them in onnx_output"),
+        ({"kind": TensorProto.BFLOAT16}, "is in bfloat16, which ONNX Runtime does not compute: export it in float16"),
+        ({"tokens": 1}, r"output 'last_hidden_state' is \(batch, 1, 6\): \(texts, width\) or"),
         ({"width": None}, r"output 'last_hidden_state' is \(batch, sequence, \?\).*the width as a number"),
     ],
 )
@@ -123,11 +176,12 @@ def test_an_output_that_is_not_there(tmp_path: Path) -> None:
         read_onnx(exported(tmp_path / "m.onnx"), output="x")
 
 
-@pytest.mark.parametrize("content", [b"", b"not ONNX", b"\x08\x08"])
-def test_what_is_no_onnx_is_told(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "m.onnx"
+@pytest.mark.parametrize("name", ["m.onnx", "config.json", "m.textproto", "m.onnxtxt"])
+@pytest.mark.parametrize("content", [b"", b"not ONNX", b"\x08\x08", b"{}"])
+def test_what_is_no_onnx_is_told(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"m\.onnx: ") as raised:
+    with pytest.raises(CheckpointError, match=rf"{name}: ") as raised:
         read_onnx(path)
     assert "\n" not in str(raised.value)
 

@@ -97,10 +97,15 @@ def test_scores_count_too(labels: int) -> None:
 
 
 def test_texts_that_are_answered_alike() -> None:
-    rows = np.ones((5, 2), np.float32)
+    rows = np.ones((50, 2), np.float32)
     require({"class": compare(head(2), rows, rows)}, "fp32")
     with pytest.raises(ParityError, match="R2 of the logits"):
         require({"class": compare(head(2), rows, rows + np.float32(0.01))}, "int8")
+
+
+def test_of_few_texts_only_decisions_count() -> None:
+    rows = some_rows(3)[:29]
+    assert compare(head(3), rows, rows + np.float32(0.1)).r2 is None
 
 
 def test_logits_without_a_head_are_judged_as_logits() -> None:

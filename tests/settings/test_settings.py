@@ -102,6 +102,7 @@ def test_defaults(tmp_path):
     assert ensemble.models[0].task is ensemble.models[0].pooling is ensemble.models[0].head is None
     assert ensemble.batching.model_dump() == {
         "max_pack_size": 64,
+        "pack_delay_ms": 5,
         "max_batch_size": 64,
         "max_batch_tokens": 2048,
         "max_queue_delay_ms": 0,
