@@ -200,8 +200,11 @@ def cpu_seconds(workers: list[subprocess.Popen[bytes]], roles: list[str], broker
 
 def counters(pages: list[str]) -> Counters:
     """What the workers have counted so far."""
-    answers = [urllib.request.urlopen(page) for page in pages]
-    return Counters.of(answer.read().decode() for answer in answers)
+    texts: list[str] = []
+    for page in pages:
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            texts.append(answer.read().decode())
+    return Counters.of(texts)
 
 
 def stages(spent: Counters, now: Counters) -> dict[str, dict[str, float]]:

@@ -30,7 +30,8 @@ class BatchingSettings(Section):
     """
 
     max_pack_size: int = Field(default=64, ge=1, le=4096)
-    """Texts in one record of the tokens topic. Packs of 64 cost Python 0.5 us a text, single records 1.9."""
+    """Texts in one record of the tokens topic. Packs of 64 cost Python 0.5 us a text, single records 1.9. Encode and
+    postprocess read smaller packs that wait as one, up to so many windows; 1 reads each alone."""
 
     pack_delay_ms: int = Field(default=5, ge=0, le=1_000)
     """How long requests are gathered after others were read: at a low rate none waits, at a high one packs fill, and

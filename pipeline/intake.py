@@ -15,7 +15,8 @@ from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, TokenPack
 from schemas.records import InputRecord
 
-# Texts that arrive together travel together up to this size; a larger one travels alone. It bounds an encoding pack:
+# Texts, or packs, that arrive together travel together up to this size; a larger one travels alone. It bounds an
+# encoding pack:
 # 256 KiB of punctuation, a token a byte, are 1,180 windows of 1.5 KB.
 _MAX_UNIT_BYTES = 256 * 1024
 

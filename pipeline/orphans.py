@@ -21,17 +21,26 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are ex
     TopicDescription,
 )
 
-# Giving up a partition takes milliseconds, unless its holder has much to finish first. What is nobody's in two looks at
-# a group at rest is taken for forgotten: one rebalance too many costs nobody a partition.
 _LOOK_MS = 1_000.0
-# Asking for rebalances again and again would not hurry a holder that has much to finish.
-_AGAIN_MS = 10_000.0
+# Members that look all see the same: each waits so much longer than the one before it by name.
+_TURN_MS = 3_000.0
+# A group that has been rebalanced so often and still leaves partitions out has another trouble.
+_MOST_FINDS = 3
 _REQUEST_S = 5.0
+_HOPELESS = frozenset(
+    {
+        KafkaError._UNSUPPORTED_FEATURE,
+        KafkaError.UNSUPPORTED_VERSION,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
 
 log = logging.getLogger("penstock.orphans")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Look:
     """What was asked, as answers that come."""
 
@@ -43,66 +52,87 @@ class _Look:
         return self.group.done() and (self.group.exception() is not None or self.topic.done())
 
 
-class Orphans:
-    """Of one topic in one classic group. Never blocks: asks, and sees at a later call what was answered.
+class OrphanSearch:
+    """Of one topic in one classic group, for its member `name`. Never blocks: asks, and sees at a later call what was
+    answered.
 
-    `connect` makes the client that asks; there is one until the group has been seen whole.
+    Giving up a partition may take a member up to `hand_over_ms`, in which it is nobody's too: an orphan is what has
+    been for longer. `connect` makes the client that asks; there is one until the search is over.
     """
 
-    def __init__(self, connect: Callable[[], AdminClient], *, group: str, topic: str) -> None:
+    def __init__(
+        self, connect: Callable[[], AdminClient], *, group: str, topic: str, name: str, hand_over_ms: float
+    ) -> None:
+        # No more is looked for.
+        self.over = False
         self._connect = connect
         self._group = group
         self._topic = topic
+        self._name = name
+        self._hand_over_ms = hand_over_ms
         self._admin: AdminClient | None = None
-        self._look: _Look | None = None
+        self._asked: _Look | None = None
         self._due_ms = 0.0
-        self._suspects: frozenset[int] = frozenset()
-        self.whole = False
-        """Nothing more is looked for."""
+        self._since_ms: dict[int, float] = {}
+        self._finds = 0
 
-    def seen(self, now_ms: float) -> list[int]:
-        """Partitions that were nobody's twice in a row, told once; empty as long as there are none."""
-        if self.whole or (self._look is None and now_ms < self._due_ms):
+    def look(self, now_ms: float) -> list[int]:
+        """The partitions that are orphans, told once each time; empty as long as there are none."""
+        if self.over or (self._asked is None and now_ms < self._due_ms):
             return []
-        if self._look is None:
+        if self._asked is None:
             self._ask()
-        if self._look is None or not self._look.done:
+        if self._asked is None or not self._asked.done:
             return []
-        look, self._look = self._look, None
+        answered, self._asked = self._asked, None
         self._due_ms = now_ms + _LOOK_MS
-        orphans = self._missing(look)
-        if self.whole:
-            self._admin = None
+        try:
+            group, topic = answered.group.result(), answered.topic.result()
+        except KafkaException as err:
+            # The embedded broker does not tell, others may forbid it; one that is away is asked again.
+            if err.args[0].code() in _HOPELESS:
+                self._end(f"it can't be seen whether all is read: {err.args[0].str()}")
             return []
-        confirmed, self._suspects = orphans & self._suspects, orphans
-        if confirmed:
-            self._suspects = frozenset()
-            self._due_ms = now_ms + _AGAIN_MS
-        return sorted(confirmed)
+        if group.state != ConsumerGroupState.STABLE:
+            self._since_ms.clear()
+            return []
+        unread = _unread(group, topic)
+        if not unread:
+            self._end("all is read")
+            return []
+        self._since_ms = {partition: self._since_ms.get(partition, now_ms) for partition in unread}
+        patience_ms = self._hand_over_ms + _TURN_MS * _turn(group, self._name)
+        orphans = sorted(partition for partition, since in self._since_ms.items() if now_ms - since > patience_ms)
+        if orphans:
+            self._since_ms.clear()
+            self._finds += 1
+            if self._finds == _MOST_FINDS:
+                self._end("partitions stay unread", level=logging.WARNING)
+        return orphans
 
     def _ask(self) -> None:
         admin = self._admin = self._admin or self._connect()
-        self._look = _Look(
+        self._asked = _Look(
             admin.describe_consumer_groups([self._group], request_timeout=_REQUEST_S)[self._group],
             admin.describe_topics(TopicCollection([self._topic]), request_timeout=_REQUEST_S)[self._topic],
         )
 
-    def _missing(self, look: _Look) -> frozenset[int]:
-        try:
-            group, topic = look.group.result(), look.topic.result()
-        except KafkaException as err:
-            # The embedded broker does not tell; one that is away is asked again.
-            self.whole = err.args[0].code() == KafkaError._UNSUPPORTED_FEATURE
-            log.debug("%s is not described: %s", self._group, err.args[0].str())
-            return frozenset()
-        if group.state != ConsumerGroupState.STABLE:
-            return frozenset()
-        held = {
-            place.partition
-            for member in group.members
-            for place in member.assignment.topic_partitions
-            if place.topic == self._topic
-        }
-        missing = frozenset(each.id for each in topic.partitions) - held
-        self.whole = not missing
-        return missing
+    def _end(self, why: str, *, level: int = logging.DEBUG) -> None:
+        log.log(level, "%s: %s", self._group, why)
+        self.over = True
+        self._admin = None
+
+
+def _unread(group: ConsumerGroupDescription, topic: TopicDescription) -> set[int]:
+    read = {
+        place.partition
+        for member in group.members
+        for place in member.assignment.topic_partitions
+        if place.topic == topic.name
+    }
+    return {each.id for each in topic.partitions} - read
+
+
+def _turn(group: ConsumerGroupDescription, name: str) -> int:
+    """A member's place among all by name, from 0."""
+    return sum(str(member.group_instance_id) < name for member in group.members if member.group_instance_id)

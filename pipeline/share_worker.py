@@ -144,6 +144,7 @@ class ShareWorker:
     def run(self, submit: Callable[[Unit], None], stopped: Callable[[], bool]) -> None:
         """Read and submit until `stopped`, then drain. Raises WorkerFailure, having accepted nothing since."""
         try:
+            self._polled_ms = self._clock_ms()  # stages may have been loaded since this was made, for minutes
             self._delivery.open(lambda: stopped() or self._failure is not None)
             for member in self._members:
                 member.join()

@@ -29,8 +29,8 @@ _CALL_GRACE_S = 0.5
 # A start is looked after this often; it goes on where it was.
 _START_S = 0.05
 # While a predecessor's transaction is being ended a producer is refused, and asks again only half a second later; a new
-# one asks at once. Each of them waits twice as long as the one before.
-_LONGEST_START_S = 0.5
+# one asks at once. Each of them waits twice as long as the one before, up to less than that half second.
+_LONGEST_START_S = 0.4
 # A produce call that finds the queue full waits this long for reports to make room, then tries again.
 _QUEUE_FULL_WAIT_S = 0.1
 
@@ -67,7 +67,7 @@ class TransactionalProducer:
                 raise
             starting.poll(0)  # it tells who listens that the broker is away
             if err.args[0].code() == KafkaError.CONCURRENT_TRANSACTIONS:
-                self._start_s = min(2 * self._start_s, _LONGEST_START_S)
+                self._start_s = min(2 * self._start_s, _LONGEST_START_S)  # and this one is dropped
             else:
                 self._starting = starting
             return False

@@ -27,7 +27,7 @@ from pipeline.instance import Instance
 from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
-from pipeline.orphans import Orphans
+from pipeline.orphans import OrphanSearch
 from pipeline.settings import EnsembleSettings, Stage
 from pipeline.share_group import ONE_PACK_A_BATCH
 from pipeline.share_work import share_worker
@@ -134,7 +134,7 @@ def work(
             commit_interval_ms=settings.commit_every_ms,
             drain_timeout_ms=settings.drain_timeout_ms,
             read_delay_ms=settings.batching.pack_delay_ms if stages[0] == "tokenize" else 0,
-            orphans=orphans_of(settings, group=group, topic=topic, name=name),
+            orphans=orphan_search(settings, group=group, topic=topic, name=name),
         )
     # Loading takes its time, in which the clients find their brokers; the group is joined when there is something to
     # work with.
@@ -203,11 +203,17 @@ def deliver(
     )
 
 
-def orphans_of(settings: EnsembleSettings, *, group: str, topic: str, name: str | None) -> Orphans | None:
+def orphan_search(settings: EnsembleSettings, *, group: str, topic: str, name: str | None) -> OrphanSearch | None:
     """What looks for partitions that are nobody's: for a member of a `name` in a classic group."""
     if name is None or not clients.is_classic(settings.kafka.consumer_settings()):
         return None
-    return Orphans(partial(clients.admin, settings.kafka.client_settings()), group=group, topic=topic)
+    return OrphanSearch(
+        partial(clients.admin, settings.kafka.client_settings()),
+        group=group,
+        topic=topic,
+        name=name,
+        hand_over_ms=settings.drain_timeout_ms,
+    )
 
 
 def _tokenize_step(settings: EnsembleSettings) -> _MakeStep:

@@ -38,7 +38,7 @@ from pipeline.group_offsets import committed_offsets
 from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
-from pipeline.orphans import Orphans
+from pipeline.orphans import OrphanSearch
 from schemas.records import InputRecord, OutputRecord
 from stages.errors import StageError
 
@@ -88,12 +88,13 @@ class Worker:
         commit_interval_ms: int,
         drain_timeout_ms: int,
         read_delay_ms: float = 0.0,
-        orphans: Orphans | None = None,
+        orphans: OrphanSearch | None = None,
         clock_ms: Callable[[], float] = now_ms,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._topic = topic
         self._orphans = orphans
+        self._rejoin: Deadline | None = None
         self._read_delay_ms = read_delay_ms
         self._next_read_ms = 0.0
         self._clock_ms = clock_ms
@@ -162,18 +163,19 @@ class Worker:
 
     def start(self, stopped: Callable[[], bool]) -> None:
         """Get ready to deliver, then join the group: in this order, so that nothing is read that can't be answered."""
+        self._polled_ms = self._clock_ms()  # stages may have been loaded since this was made, for minutes
         self._delivery.open(stopped)
         self._open = True
         self._join()
 
     def turn(self, submit: Callable[[Unit], None]) -> None:
         """Once round: read, submit, keep the bound, commit when it is time."""
+        if (early_ms := self._next_read_ms - self._clock_ms()) > 0:
+            self._sleep(early_ms / 1e3)
         self._polled_ms = self._clock_ms()
         self._membership = self._consumer.consumer_group_metadata()  # 12 us
         self._joined = self._joined or bool(self._consumer.memberid())
-        if (early_ms := self._next_read_ms - self._clock_ms()) > 0:
-            self._sleep(early_ms / 1e3)
-        if self._assignment.has_room(self._consumer, self._clock_ms()):
+        if self._rejoin is None and self._assignment.has_room(self._consumer, self._clock_ms()):
             for unit in self._read():
                 unit.line.begin(unit)
                 submit(unit)
@@ -184,8 +186,26 @@ class Worker:
             self._assignment.observe_lag(self._consumer)
             self._look_for_broker()
             self._commit_due_ms = self._clock_ms() + self._commit_interval_ms
-        if self._joined and self._orphans is not None and (orphans := self._orphans.seen(self._clock_ms())):
-            log.warning("nobody in the group reads %s %s: it is rebalanced", self._topic, orphans)
+        self._adopt_orphans()
+
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _adopt_orphans(self) -> None:
+        """Have the group rebalanced where nobody reads a partition, by joining it anew.
+
+        First all that was read is to arrive: without a subscription librdkafka sends no heartbeats while it waits for
+        that. What it sends then is no good-bye but another JoinGroup, which differs from the last one in its bytes.
+        """
+        if self._rejoin is None:
+            if self._orphans is None or not self._joined or not (orphans := self._orphans.look(self._clock_ms())):
+                return
+            log.warning("nobody in the group reads %s %s: joining it anew", self._topic, orphans)
+            self._rejoin = self._deadline()
+        if self._rejoin.expired or not self._assignment.records_in_flight:
+            self._rejoin = None
             self._consumer.unsubscribe()
             self._join()
 
@@ -236,9 +256,11 @@ class Worker:
             elif (line := self._assignment.line(message.partition())) is not None:
                 records.setdefault(line, []).append(clients.input_record(message))
         read_ms = self._clock_ms()
-        if 0 < len(messages) < _CONSUME_RECORDS:  # a backlog fills its packs without waiting
+        units = [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
+        # A backlog fills its packs without waiting.
+        if 0 < len(messages) < _CONSUME_RECORDS and len(units) <= len(records):
             self._next_read_ms = read_ms + self._read_delay_ms
-        return [unit for line, read in records.items() for unit in self._intake(line, read, read_ms)]
+        return units
 
     def _deadline(self) -> Deadline:
         return Deadline(self._drain_timeout_s, clock=lambda: self._clock_ms() / 1e3)
@@ -270,11 +292,6 @@ class Worker:
             return
         self._broker_error = None
         log.info("the broker is back")
-
-    def _join(self) -> None:
-        self._consumer.subscribe(
-            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
 
     # The group's callbacks, which the client runs inside of poll().
 

@@ -119,6 +119,7 @@ def encoding_pack(pack: TokenPack, outputs: dict[str, NDArray[np.float32]]) -> E
 
 def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
     """One pack of what is in several of one partition, in their order."""
+    assert len({(pack.topic, pack.partition) for pack in packs}) == 1
     wide = any(pack.wide for pack in packs)
     ids = [
         np.frombuffer(pack.input_ids, _NARROW).astype(_WIDE).tobytes() if wide and not pack.wide else pack.input_ids
@@ -137,6 +138,8 @@ def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
 def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
     """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
     first = packs[0]
+    shapes = {tuple((output.name, output.width) for output in pack.outputs) for pack in packs}
+    assert len({(pack.topic, pack.partition) for pack in packs}) == len(shapes) == 1
     return EncodingPack(
         topic=first.topic,
         partition=first.partition,

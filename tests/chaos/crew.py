@@ -71,6 +71,7 @@ class Crew:
     @property
     def complete(self) -> bool:
         """Whether all run, those too that were killed a moment ago."""
+        # Fewer starts than kills: one was killed a moment ago.
         return self.own_deaths >= 0 and len(self.pids) == len(self._supervisor.restarts)
 
     @property

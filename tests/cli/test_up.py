@@ -152,6 +152,7 @@ def test_a_standby_takes_over_what_it_has_loaded_for(
         assert process.wait(WAIT_S) == 0
 
 
+@pytest.mark.slow
 def test_a_fused_worker_is_started_again_and_leaves_with_its_supervisor(
     ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, tmp_path: Path
 ) -> None:

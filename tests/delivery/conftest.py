@@ -19,7 +19,7 @@ from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings
 from pipeline.up import make_topics
-from pipeline.work import deliver, orphans_of
+from pipeline.work import deliver, orphan_search
 from pipeline.worker import Worker
 from schemas.records import OutputRecord
 from tests.eventually import WAIT_S
@@ -87,7 +87,7 @@ class Echo:
             max_in_flight_tokens=100_000,
             commit_interval_ms=settings.commit_every_ms,
             drain_timeout_ms=settings.drain_timeout_ms,
-            orphans=orphans_of(settings, group=self.group, topic=names.requests, name=name),
+            orphans=orphan_search(settings, group=self.group, topic=names.requests, name=name),
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()

@@ -66,6 +66,7 @@ def test_of_two_workers_of_one_name_the_elder_stops(settings: MakeSettings, star
     assert second.error is None
 
 
+@pytest.mark.slow
 def test_a_partition_that_moves_takes_nothing_twice_along(
     settings: MakeSettings, start: Start, apache_broker: ApacheBroker
 ) -> None:
