@@ -79,6 +79,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     XDG_CACHE_HOME=/var/cache
 COPY --from=build-gpu --chown=10001:10001 /opt/stub/plans /var/cache/penstock
+# Plans take minutes to build.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m CMD ["python", "-I", "/opt/penstock/ready.py"]
 
 FROM runtime
 COPY --from=build /opt/penstock /opt/penstock
