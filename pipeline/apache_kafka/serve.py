@@ -49,9 +49,10 @@ def serve_apache(topics: Mapping[str, int], *, data: Path | None, port: int, hos
 def _serve(topics: Mapping[str, int], data: Path, port: int, remark: str) -> None:
     with ApacheBroker(data, port=port) as broker:
         _make_topics(broker.bootstrap, topics)
-        print(broker.bootstrap, flush=True)  # noqa: T201
         for line in (f"Apache Kafka {KAFKA_VERSION}, for this machine only.", f"{remark}. Ctrl-C stops it."):
             print(line, file=sys.stderr, flush=True)  # noqa: T201
+        # Last: who reads it may stop this at once, and has been told the rest.
+        print(broker.bootstrap, flush=True)  # noqa: T201
         while broker.alive:
             if parent_gone():
                 return
