@@ -34,8 +34,7 @@ from pipeline.broker import BrokerProcess, start_broker_process
 from pipeline.demo.texts import read_texts
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, Stage
-from pipeline.steps import EncodeStep, PostprocessStep
-from pipeline.work import Makers, WorkerState, load_stages, micro_batcher, work
+from pipeline.work import Makers, WorkerState, encode_step, load_stages, postprocess_step, work
 from schemas.packs import PackedText, encode_pack, encoding_pack, token_pack
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
@@ -45,6 +44,8 @@ TOKENS = 35
 LABELS = ("a", "b", "c")
 ROW_LENGTH, BATCH_TOKENS = 128, 16_384
 MOST_TEXTS = 256
+# As a GPU has: two lanes of two instances.
+BATCHES_AT_ONCE = 4
 WARM_TEXTS = 1_000
 
 
@@ -106,6 +107,7 @@ def settings_on(
                 "row_length": ROW_LENGTH,
                 "max_in_flight_tokens": 524_288,
             },
+            "engine": {"instances": BATCHES_AT_ONCE},
             "kafka": {"bootstrap.servers": broker.bootstrap, "consumer": {"fetch.wait.max.ms": 1}},
         }
     )
@@ -156,31 +158,11 @@ def fill(settings: EnsembleSettings, stage: Stage, size: int, texts: int) -> Non
 
 def encode_makers(settings: EnsembleSettings, batch_ms: float) -> Makers:
     stage = EncodeStage([SleepingEngine(batch_ms)], row_length=ROW_LENGTH, max_length=256)
-    return {
-        "encode": lambda then, fail, dead_letters, metrics: EncodeStep(
-            stage,
-            micro_batcher(settings.batching),
-            then=then,
-            on_failure=fail,
-            dead_letters=dead_letters,
-            metrics=metrics.stage("encode"),
-            threads=4,
-        )
-    }
+    return {"encode": encode_step(stage, settings)}
 
 
 def postprocess_makers(settings: EnsembleSettings, _batch_ms: float) -> Makers:
-    stage = PostprocessStage({"v": TextClassification(LABELS, top_k=1)})
-    return {
-        "postprocess": lambda then, fail, dead_letters, metrics: PostprocessStep(
-            stage,
-            results_topic=settings.topic_names.results,
-            then=then,
-            on_failure=fail,
-            dead_letters=dead_letters,
-            metrics=metrics.stage("postprocess"),
-        )
-    }
+    return {"postprocess": postprocess_step(PostprocessStage({"v": TextClassification(LABELS, top_k=1)}), settings)}
 
 
 # Requests one by one.

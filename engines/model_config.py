@@ -16,8 +16,8 @@ from typing import Any
 from engines.errors import CheckpointError
 from engines.families import FAMILIES, POSITIONS_AFTER_PADDING
 
-# transformers': what a model without labels of its own has.
-_NO_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
+# transformers': how many labels a model has that says nothing of them.
+_LABELS = 2
 # RoBERTa's padding token, and so that of the families that follow it.
 _PADDING = 1
 # What a model is not built without.
@@ -95,16 +95,14 @@ def _as_written(written: Mapping[str, Any], *, any_model: bool = False) -> Model
         if type(needed[name]) is not kind:
             raise TypeError(f"{place} is {needed[name]!r}")
     labels = written.get("id2label")
-    if "num_labels" in written and labels is None:
-        if not any_model:
-            raise ValueError("num_labels")
-        labels = {place: f"LABEL_{place}" for place in range(int(written["num_labels"]))}
+    if labels is None:
+        labels = {place: f"LABEL_{place}" for place in range(written.get("num_labels", _LABELS))}
     return ModelConfig(
         **needed,
         embedding_size=_embedding_size(written, needed["hidden_size"]),
         first_position=_first_position(written),
         architectures=tuple(str(name) for name in written.get("architectures") or ()),
-        id2label=_NO_LABELS if labels is None else _labels(labels),
+        id2label={int(place): str(label) for place, label in labels.items()},
         problem_type=written.get("problem_type"),
         is_decoder=bool(written.get("is_decoder", False)),
     )
@@ -119,27 +117,12 @@ def _as_transformers_reads(path: Path) -> ModelConfig:
     try:
         config = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
         told = config.to_dict()
-        family = FAMILIES[config.model_type]
-        needed: dict[str, Any] = {
-            name: family.fixed[name] if name in family.fixed else kind(getattr(config, family.sizes.get(name, name)))
-            for name, kind in _NEEDED.items()
-        }
-        return ModelConfig(
-            **needed,
-            embedding_size=_embedding_size(told, needed["hidden_size"]),
-            first_position=_first_position(told),
-            architectures=tuple(config.architectures or ()),
-            id2label=_labels(config.id2label or {}),
-            problem_type=config.problem_type,
-            is_decoder=bool(getattr(config, "is_decoder", False)),
-        )
+        sizes = FAMILIES[config.model_type].sizes
+        places = {sizes.get(name, name): kind for name, kind in _NEEDED.items()}
+        return _as_written(told | {place: kind(told[place]) for place, kind in places.items() if place in told})
     except (AttributeError, KeyError, OSError, ValueError, TypeError, StrictDataclassError) as err:
         reason = " ".join(str(err).split())
         raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
-
-
-def _labels(written: Mapping[Any, Any]) -> dict[int, str]:
-    return {int(place): str(label) for place, label in written.items()}
 
 
 def _embedding_size(config: Mapping[str, Any], hidden_size: int) -> int:

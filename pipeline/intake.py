@@ -7,12 +7,12 @@ costs 50 us of encode or postprocess whatever is in it, as much as six texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
 from pipeline.dead_letters import DeadLetters
 from pipeline.lines import PartitionLine, Unit
 from schemas.errors import BadRecord, Reason
-from schemas.packs import EncodingPack, TokenPack
+from schemas.packs import EncodingPack, Pack, TokenPack
 from schemas.records import InputRecord
 
 # Texts, or packs, that arrive together travel together up to this size; a larger one travels alone. It bounds an
@@ -48,9 +48,6 @@ class RequestIntake:
             group_bytes += size_bytes
         if group:
             yield _unit(line, group, group_bytes, read_ms)
-
-
-Pack = TypeVar("Pack", TokenPack, EncodingPack)
 
 
 class PackIntake(Generic[Pack]):

@@ -80,14 +80,13 @@ class OrphanSearch:
         """The partitions that are orphans, told once each time; empty as long as there are none."""
         if self.over or (self._asked is None and now_ms < self._due_ms):
             return []
-        if self._asked is None:
-            self._ask()
-        if self._asked is None or not self._asked.done:
+        asked = self._asked = self._asked or self._ask()
+        if not asked.done:
             return []
-        answered, self._asked = self._asked, None
+        self._asked = None
         self._due_ms = now_ms + _LOOK_MS
         try:
-            group, topic = answered.group.result(), answered.topic.result()
+            group, topic = asked.group.result(), asked.topic.result()
         except KafkaException as err:
             # The embedded broker does not tell, others may forbid it; one that is away is asked again.
             if err.args[0].code() in _HOPELESS:
@@ -110,9 +109,9 @@ class OrphanSearch:
                 self._end("partitions stay unread", level=logging.WARNING)
         return orphans
 
-    def _ask(self) -> None:
+    def _ask(self) -> _Look:
         admin = self._admin = self._admin or self._connect()
-        self._asked = _Look(
+        return _Look(
             admin.describe_consumer_groups([self._group], request_timeout=_REQUEST_S)[self._group],
             admin.describe_topics(TopicCollection([self._topic]), request_timeout=_REQUEST_S)[self._topic],
         )

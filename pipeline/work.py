@@ -46,7 +46,9 @@ from schemas.packs import (
     source_of,
 )
 from schemas.records import OutputRecord
+from stages.encode import EncodeStage
 from stages.microbatcher import MicroBatcher
+from stages.postprocess import PostprocessStage
 
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
@@ -224,7 +226,11 @@ def _tokenize_step(settings: EnsembleSettings) -> _MakeStep:
 
 
 def _encode_step(settings: EnsembleSettings) -> _MakeStep:
-    stage = open_encode_stage(settings)
+    return encode_step(open_encode_stage(settings), settings)
+
+
+def encode_step(stage: EncodeStage, settings: EnsembleSettings) -> _MakeStep:
+    """What makes the step of a stage that is open."""
     return lambda then, fail, dead_letters, metrics: EncodeStep(
         stage,
         micro_batcher(settings.batching),
@@ -247,7 +253,11 @@ def micro_batcher(batching: BatchingSettings) -> MicroBatcher[Window]:
 
 
 def _postprocess_step(settings: EnsembleSettings) -> _MakeStep:
-    stage = open_postprocess_stage(settings)
+    return postprocess_step(open_postprocess_stage(settings), settings)
+
+
+def postprocess_step(stage: PostprocessStage, settings: EnsembleSettings) -> _MakeStep:
+    """What makes the step of a stage that is open."""
     return lambda then, fail, dead_letters, metrics: PostprocessStep(
         stage,
         results_topic=settings.topic_names.results,

@@ -161,7 +161,7 @@ _encoder = msgspec.msgpack.Encoder()
 _tokens_decoder = msgspec.msgpack.Decoder(TokenPack)
 _encodings_decoder = msgspec.msgpack.Decoder(EncodingPack)
 
-_Pack = TypeVar("_Pack", TokenPack, EncodingPack)
+Pack = TypeVar("Pack", TokenPack, EncodingPack)
 
 
 def encode_pack(pack: TokenPack | EncodingPack) -> bytes:
@@ -194,7 +194,7 @@ def decode_encoding_pack(value: bytes | None) -> EncodingPack:
     return pack
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_Pack], value: bytes | None) -> _Pack:
+def _decode(decoder: msgspec.msgpack.Decoder[Pack], value: bytes | None) -> Pack:
     if value is None:
         raise BadRecord(Reason.NULL_VALUE, "the record has no value (a tombstone)")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -113,8 +113,7 @@ def open_tensorrt_onnx_engine(
         windows=windows,
         gate=gate,
     )
-    lengths = sorted({shape.row_length for shape in model.shapes})
-    return PaddedEngine(_open(settings, model), lengths=lengths, max_tokens=max_batch_tokens)
+    return _open(settings, model)
 
 
 def _open(settings: EnsembleSettings, model: Model) -> Engine:
@@ -128,9 +127,9 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
     lanes: list[list[Lane]] = []
 
     def engine_of(
-        lanes: Sequence[Lane], shapes: Iterable[PlanShape], on_close: Callable[[], None] = lambda: None
-    ) -> LaneEngine:
-        return LaneEngine(
+        lanes: Sequence[Lane], shapes: Collection[PlanShape], on_close: Callable[[], None] = lambda: None
+    ) -> Engine:
+        engine = LaneEngine(
             lanes,
             [*shapes],
             widths,
@@ -138,6 +137,10 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
             max_positions=model.source.max_positions,
             on_close=on_close,
         )
+        if not model.source.one_text_a_row:
+            return engine
+        lengths = sorted({shape.row_length for shape in shapes})
+        return PaddedEngine(engine, lengths=lengths, max_tokens=max((shape.tokens for shape in shapes), default=0))
 
     def trial(device: cuda.Device, plans: Mapping[PlanShape, bytes]) -> Engine:
         return engine_of(open_lanes(trt, device, plans, widths, instances=1), plans)
@@ -262,8 +265,6 @@ class _Plans:
                 reference, windows, row_length=shape.row_length, max_batch_tokens=_REFERENCE_TOKENS
             )
         wanted = self._references[shape.row_length]
-        if model.source.one_text_a_row:
-            engine = PaddedEngine(engine, lengths=[shape.row_length], max_tokens=shape.tokens)
         got = _answers(engine, windows, row_length=shape.row_length, max_batch_tokens=shape.tokens)
         return {output.name: compare(output, wanted[output.name], got[output.name]) for output in model.outputs}
 

@@ -18,14 +18,14 @@ from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.dead_letters import DeadLetters
 from pipeline.errors import WorkerFailure
-from pipeline.intake import PackIntake
 from pipeline.lines import Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings
 from pipeline.share_group import ONE_PACK_A_BATCH, prepare_share_group
 from pipeline.share_work import share_worker
 from pipeline.up import make_topics
-from schemas.packs import PackedText, decode_token_pack, encode_pack, joined_tokens, token_pack
+from pipeline.work import intake_of
+from schemas.packs import PackedText, decode_token_pack, encode_pack, token_pack
 from schemas.records import OutputRecord
 from tests.eventually import WAIT_S
 
@@ -94,13 +94,7 @@ class Echo:
         )
         self.worker = share_worker(
             settings,
-            intake=PackIntake(
-                decode_token_pack,
-                joined_tokens,
-                max_pack_size=settings.batching.max_pack_size,
-                requests_topic=settings.topic_names.requests,
-                dead_letters=dead_letters,
-            ),
+            intake=intake_of(settings, "encode", dead_letters),
             dead_letters=dead_letters,
             client_id=f"echo-{id(self)}",
             metrics=metrics,
