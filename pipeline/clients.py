@@ -26,7 +26,7 @@ _METADATA_S = 5.0
 
 # With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them. Nor has a
 # worker a name of its own then: one that was killed keeps it until its session ends, and refuses it to the next.
-_CLASSIC_GROUP_DEFAULTS: dict[str, str | int | float | bool] = {
+CLASSIC_GROUP_DEFAULTS: dict[str, str | int | float | bool] = {
     "partition.assignment.strategy": "cooperative-sticky",
     # A worker that dies is noticed after this; 6 s is the least a broker allows by default.
     "session.timeout.ms": 10_000,
@@ -99,7 +99,7 @@ def consumer(
     defaults = _EVERY_CLIENT | _CONSUMER_DEFAULTS
     owned = _OWNED | {"group.id": group, "client.id": client_id}
     if is_classic(settings):
-        defaults |= _CLASSIC_GROUP_DEFAULTS
+        defaults |= CLASSIC_GROUP_DEFAULTS
         if instance is not None:
             defaults |= _NAMED_MEMBER_DEFAULTS
             owned |= {"group.instance.id": instance}

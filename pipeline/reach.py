@@ -93,6 +93,17 @@ def require_no_packs(settings: EnsembleSettings, admin: AdminClient) -> None:
             )
 
 
+def fit_to_broker(settings: EnsembleSettings, admin: AdminClient) -> EnsembleSettings:
+    """With the group protocol that an embedded broker needs, unless the file says something of groups: of a classic
+    group there one worker has all partitions, and the others none. TopicError where no broker answers."""
+    kafka = settings.kafka
+    said = kafka.consumer_settings().keys() & {"group.protocol", *clients.CLASSIC_GROUP_DEFAULTS}
+    if said or not is_embedded(broker_metadata(admin).topics):
+        return settings
+    kafka = kafka.model_copy(update={"consumer": {**kafka.consumer, "group.protocol": "consumer"}})
+    return settings.model_copy(update={"kafka": kafka})
+
+
 def require_transactions(settings: EnsembleSettings, admin: AdminClient) -> None:
     """Raises UserError where the ensemble promises what this broker can't keep: an embedded one says yes to every
     transaction and keeps none. TopicError where no broker answers."""

@@ -22,7 +22,7 @@ from pipeline.http import HealthServer, PortTaken
 from pipeline.instance import await_instance, claim_instance, host_name
 from pipeline.metrics import WorkerMetrics
 from pipeline.parent import parent_gone
-from pipeline.reach import require_no_packs, require_transactions
+from pipeline.reach import fit_to_broker, require_no_packs, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.share_group import prepare_share_group, require_share_group
 from pipeline.supervisor import RESTARTS
@@ -71,7 +71,7 @@ def serve(
         name = instance.name or "a new member"
         log.info("%s of %s as %s: http on %s:%d", role, settings.name, name, http.host, http.port)
         try:
-            _await_topics(settings, role, state=state)
+            settings = _await_topics(settings, role, state=state)
             if not state.stop.is_set():
                 work(settings, stages, metrics, state, instance=instance, makers=makers)
         finally:
@@ -100,9 +100,9 @@ def _open_http(
         return listen(0)
 
 
-def _await_topics(settings: EnsembleSettings, role: Role, *, state: WorkerState) -> None:
-    """Wait for a broker, however long it takes. Raises UserError where its topics, or what else it has, are not what
-    the stages need."""
+def _await_topics(settings: EnsembleSettings, role: Role, *, state: WorkerState) -> EnsembleSettings:
+    """Wait for a broker, however long it takes; the settings, fit to it. Raises UserError where its topics, or what
+    else it has, are not what the stages need."""
     fused = role == "fused"
     admin = clients.admin(settings.kafka.client_settings())
     wanted = wanted_topics(settings, fused=fused)
@@ -118,13 +118,15 @@ def _await_topics(settings: EnsembleSettings, role: Role, *, state: WorkerState)
                 prepare_share_group(settings, admin)
             if fused:
                 require_no_packs(settings, admin)
+            settings = fit_to_broker(settings, admin)
         except TopicError as err:
             if time.monotonic() - told_s >= _TELL_EVERY_S:
                 log.warning("%s; trying again", err)
                 told_s = time.monotonic()
             continue
         state.waiting_for = "loading"
-        return
+        break
+    return settings
 
 
 @contextmanager

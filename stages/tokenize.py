@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
@@ -23,7 +22,7 @@ from schemas.records import InputRecord
 from schemas.requests import Request, RequestFormat, decode_request
 from stages.blame import answer_apart
 from stages.errors import TokenizerError
-from stages.plain_ascii import PlainAscii
+from stages.word_cache import Windows, WordCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,31 +74,29 @@ class TextTokenizer:
             )
         backend.no_padding()
         backend.enable_truncation(self.max_length, stride=stride)
-        self._backend = PlainAscii(backend)
+        self._backend = WordCache(backend)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""
         outcomes: list[TokenizedText | BadRecord] = []
         for call in _calls(texts):
-            outcomes.extend(map(self._windows, self._backend.encode_batch(call)))
+            outcomes.extend(map(self._outcome, self._backend.windows(call)))
         return outcomes
 
-    def _windows(self, encoding: Encoding) -> TokenizedText | BadRecord:
-        first = np.array(encoding.ids, np.int32)
-        if not len(first):
+    def _outcome(self, windows: Windows) -> TokenizedText | BadRecord:
+        if not windows[0]:
             # Only without special tokens, which no published model of the BERT family does.
             return BadRecord(Reason.BAD_REQUEST, "the tokenizer makes no token of the text")
-        overflowing = encoding.overflowing
-        if not overflowing:
-            return TokenizedText([first], truncated=False)
-        if self._long_texts == "truncate":
-            return TokenizedText([first], truncated=True)
-        if self._long_texts == "reject":
-            return BadRecord(
-                Reason.TEXT_TOO_LONG,
-                f"the text has more than {self.max_length} tokens and the ensemble rejects long texts",
-            )
-        return TokenizedText([first, *(np.array(more.ids, np.int32) for more in overflowing)], truncated=False)
+        truncated = False
+        if len(windows) > 1:
+            if self._long_texts == "reject":
+                return BadRecord(
+                    Reason.TEXT_TOO_LONG,
+                    f"the text has more than {self.max_length} tokens and the ensemble rejects long texts",
+                )
+            if self._long_texts == "truncate":
+                windows, truncated = windows[:1], True
+        return TokenizedText([np.array(ids, np.int32) for ids in windows], truncated=truncated)
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:

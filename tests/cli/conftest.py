@@ -126,7 +126,7 @@ def ensemble(tmp_path: Path, small_model: Path, request: pytest.FixtureRequest) 
             "models": [vector] if models is None else list(models),
             "commit_interval_ms": 50,
             "http": {"port": 0},
-            "kafka": {"bootstrap.servers": bootstrap, "consumer": {"group.protocol": "consumer"}},
+            "kafka": {"bootstrap.servers": bootstrap},
         }
         path = tmp_path / "ensemble.yaml"
         path.write_text(json.dumps(data | changes))

@@ -195,6 +195,23 @@ def test_one_stage_alone_drains_on_sigterm(
     assert set(traffic.answered.values()) == {1}
 
 
+def test_workers_of_a_stage_share_an_embedded_brokers_partitions(
+    ensemble: WriteEnsemble, kafka: BrokerProcess, penstock: Penstock, tmp_path: Path
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap)
+    assert penstock("topics", file, "--create").code == 0
+    logs = [tmp_path / "first", tmp_path / "second"]
+
+    def holds(log: Path) -> set[int]:
+        held: set[int] = set()
+        for what, partitions in re.findall(r"(assigned|revoked) \S+ (\[.*\])", log.read_text()):
+            held = held | {*json.loads(partitions)} if what == "assigned" else held - {*json.loads(partitions)}
+        return held
+
+    with running("run", "tokenize", file, log=logs[0]), running("run", "tokenize", file, log=logs[1]):
+        eventually(lambda: sorted(map(holds, logs), key=sorted) == [{0}, {1}])
+
+
 def test_a_stage_that_can_not_listen_stops_all_of_them(
     ensemble: WriteEnsemble, kafka: BrokerProcess, tmp_path: Path
 ) -> None:

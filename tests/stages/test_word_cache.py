@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from engines.checkpoint import find_checkpoint
-from stages.plain_ascii import PlainAscii
+from stages.word_cache import WordCache
 
 ASCII = st.text(st.characters(min_codepoint=0, max_codepoint=127), max_size=80)
 SPECIAL = st.sampled_from(
@@ -24,7 +24,7 @@ def minilm_tokenizer() -> Tokenizer:
 
 
 USUAL = minilm_tokenizer()
-QUICK = PlainAscii(minilm_tokenizer())
+QUICK = WordCache(minilm_tokenizer())
 
 
 def ids(tokenizer_encodings: list) -> list[list[list[int]]]:
@@ -33,13 +33,20 @@ def ids(tokenizer_encodings: list) -> list[list[list[int]]]:
 
 @given(st.lists(st.one_of(ASCII, SPECIAL, st.text(max_size=40), st.tuples(ASCII, SPECIAL).map("".join)), max_size=8))
 def test_the_same_tokens_in_the_same_order(texts: list[str]) -> None:
-    assert ids(QUICK.encode_batch(texts)) == ids(USUAL.encode_batch_fast(texts))
+    assert QUICK.windows(texts) == ids(USUAL.encode_batch_fast(texts))
 
 
 def test_plain_texts_go_the_quick_way_and_others_do_not() -> None:
-    assert QUICK._is_plain("Loved it, 10/10 (really).")
-    for text in ("a [SEP] b", "tab\there", "naïve", "line\nbreak"):
-        assert not QUICK._is_plain(text)
+    assert QUICK._of_words("Loved it, 10/10 (really).")
+    for text in ("a [SEP] b", "tab\there", "naïve", "line\nbreak", "many " * 15, "x" * 101, "a" * 300):
+        assert QUICK._of_words(text) is None, text
+
+
+def test_words_are_bounded_in_number_and_length() -> None:
+    for number in range(70_000):
+        QUICK.windows([f"w{number}"])
+    assert QUICK._ids.cache_info().currsize == 65_536
+    assert QUICK.windows(["w1 w69999"]) == ids(USUAL.encode_batch_fast(["w1 w69999"]))
 
 
 @pytest.mark.parametrize(
@@ -48,18 +55,19 @@ def test_plain_texts_go_the_quick_way_and_others_do_not() -> None:
         lambda tokenizer: setattr(tokenizer, "normalizer", normalizers.Lowercase()),
         lambda tokenizer: tokenizer.add_tokens(["penstock"]),
         lambda tokenizer: tokenizer.add_tokens([AddedToken("<x>", normalized=True)]),
+        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace()),
     ],
 )
 def test_a_tokenizer_that_it_does_not_know_is_left_alone(change: object) -> None:
     tokenizer = minilm_tokenizer()
     change(tokenizer)  # type: ignore[operator]
     texts = ["Penstock <X> is a PIPE", "plain"]
-    assert ids(PlainAscii(tokenizer).encode_batch(texts)) == ids(tokenizer.encode_batch_fast(texts))
-    assert PlainAscii(tokenizer)._plain is None
+    assert WordCache(tokenizer).windows(texts) == ids(tokenizer.encode_batch_fast(texts))
+    assert not WordCache(tokenizer)._knows
 
 
 def test_a_cased_tokenizer_keeps_its_case() -> None:
     tokenizer = minilm_tokenizer()
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     texts = ["Plain And Cased", "naïve"]
-    assert ids(PlainAscii(tokenizer).encode_batch(texts)) == ids(tokenizer.encode_batch_fast(texts))
+    assert WordCache(tokenizer).windows(texts) == ids(tokenizer.encode_batch_fast(texts))
