@@ -13,12 +13,13 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help demo test test-slow check format docs bench chaos fuzz lock clean
+.PHONY: help demo test test-slow test-gpu check format docs bench chaos fuzz lock clean
 
 help:
 	@echo 'make demo     set up and run the demo: text in, predictions out, over an embedded Kafka broker'
 	@echo 'make test     set up and run the tests'
 	@echo 'make test-slow the tests that wait for sessions, kills and time-outs of an Apache Kafka'
+	@echo 'make test-gpu  those that need an NVIDIA GPU, where penstock[gpu] is installed'
 	@echo 'make check    format, lint, types, imports between packages'
 	@echo 'make format   let ruff format the source and fix what it can'
 	@echo 'make docs     write docs/ensemble-file.md from the settings'
@@ -35,6 +36,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
