@@ -72,6 +72,7 @@ def test_a_worker_ends_with_0_at_sigterm(file: Path, kafka: BrokerProcess) -> No
     worker.send_signal(signal.SIGTERM)
     said, _ = worker.communicate(timeout=60)
     assert worker.returncode == 0, said.decode()
+    traffic.send(100)
     worker = started(file)
     eventually(lambda: traffic.read() == traffic.sent)
     worker.send_signal(signal.SIGINT)
