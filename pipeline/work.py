@@ -5,6 +5,7 @@ A worker runs one stage over topics, or, fused, all three from requests to resul
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -141,6 +142,8 @@ def work(
     # Loading takes its time, in which the clients find their brokers; the group is joined when there is something to
     # work with.
     makers = makers or load_stages(settings, stages)
+    # Half a million objects of libraries live as long as the process: nothing of them is garbage.
+    gc.freeze()
     then = sealed(stages[-1], settings, worker.finish)
     steps: list[Step] = []
     for stage in reversed(stages):

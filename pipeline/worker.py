@@ -173,7 +173,8 @@ class Worker:
         if (early_ms := self._next_read_ms - self._clock_ms()) > 0:
             self._sleep(early_ms / 1e3)
         self._polled_ms = self._clock_ms()
-        self._membership = self._consumer.consumer_group_metadata()  # 12 us
+        if self._delivery.commits_offsets:
+            self._membership = self._consumer.consumer_group_metadata()  # another thread answers: 12 us, or a wait
         self._joined = self._joined or bool(self._consumer.memberid())
         if self._rejoin is None and self._assignment.has_room(self._consumer, self._clock_ms()):
             for unit in self._read():
@@ -212,7 +213,8 @@ class Worker:
     def membership(self) -> object:
         """Of the group, for the broker to check an offset's commit against: it refuses an old one.
 
-        As of the last turn, since no other thread gets a word in while a consumer is polled.
+        As of the last turn, since no other thread gets a word in while a consumer is polled. Only where the delivery
+        commits offsets.
         """
         return self._membership
 

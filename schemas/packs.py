@@ -30,7 +30,7 @@ _Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
-class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One text's identity as it travels along with its numbers."""
 
     id: str

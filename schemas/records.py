@@ -8,7 +8,7 @@ import msgspec
 Headers = list[tuple[str, bytes | None]]
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(msgspec.Struct, frozen=True, gc=False):
     """Where a record was read: the JSON object `source` of a result."""
 
     topic: str
@@ -19,7 +19,7 @@ class Source(msgspec.Struct, frozen=True):
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
-class InputRecord(msgspec.Struct, frozen=True):
+class InputRecord(msgspec.Struct, frozen=True, gc=False):
     """A record as it was read from a topic. `flaw` says what of it could not be read, if anything."""
 
     source: Source

@@ -20,14 +20,14 @@ from schemas.records import Headers, InputRecord, Source
 RequestFormat = Literal["json", "text"]
 
 
-class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The JSON object in a request record."""
 
     text: str
     id: str | None = None
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One text to be answered, with what its result must give back: id, key, headers and source."""
 
     id: str

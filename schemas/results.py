@@ -11,7 +11,7 @@ import msgspec
 from schemas.records import Source
 
 
-class Label(msgspec.Struct, frozen=True):
+class Label(msgspec.Struct, frozen=True, gc=False):
     """One class and its probability."""
 
     label: str

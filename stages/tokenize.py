@@ -84,7 +84,7 @@ class TextTokenizer:
         return outcomes
 
     def _outcome(self, windows: Windows) -> TokenizedText | BadRecord:
-        if not windows[0]:
+        if not len(windows[0]):
             # Only without special tokens, which no published model of the BERT family does.
             return BadRecord(Reason.BAD_REQUEST, "the tokenizer makes no token of the text")
         truncated = False
@@ -96,7 +96,7 @@ class TextTokenizer:
                 )
             if self._long_texts == "truncate":
                 windows, truncated = windows[:1], True
-        return TokenizedText([np.array(ids, np.int32) for ids in windows], truncated=truncated)
+        return TokenizedText(windows, truncated=truncated)
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from engines.checkpoint import find_checkpoint
-from stages.word_cache import WordCache
+from stages.word_cache import Windows, WordCache
 
 ASCII = st.text(st.characters(min_codepoint=0, max_codepoint=127), max_size=80)
 SPECIAL = st.sampled_from(
@@ -27,26 +27,30 @@ USUAL = minilm_tokenizer()
 QUICK = WordCache(minilm_tokenizer())
 
 
+def quick(windows: list[Windows]) -> list[list[list[int]]]:
+    return [[window.tolist() for window in each] for each in windows]
+
+
 def ids(tokenizer_encodings: list) -> list[list[list[int]]]:
     return [[each.ids, *(more.ids for more in each.overflowing)] for each in tokenizer_encodings]
 
 
 @given(st.lists(st.one_of(ASCII, SPECIAL, st.text(max_size=40), st.tuples(ASCII, SPECIAL).map("".join)), max_size=8))
 def test_the_same_tokens_in_the_same_order(texts: list[str]) -> None:
-    assert QUICK.windows(texts) == ids(USUAL.encode_batch_fast(texts))
+    assert quick(QUICK.windows(texts)) == ids(USUAL.encode_batch_fast(texts))
 
 
 def test_plain_texts_go_the_quick_way_and_others_do_not() -> None:
     assert QUICK._of_words("Loved it, 10/10 (really).")
-    for text in ("a [SEP] b", "tab\there", "naïve", "line\nbreak", "many " * 15, "x" * 101, "a" * 300):
+    for text in ("a [SEP] b", "tab\there", "naïve", "line\nbreak", "many " * 15):
         assert QUICK._of_words(text) is None, text
 
 
 def test_words_are_bounded_in_number_and_length() -> None:
     for number in range(70_000):
         QUICK.windows([f"w{number}"])
-    assert QUICK._ids.cache_info().currsize == 65_536
-    assert QUICK.windows(["w1 w69999"]) == ids(USUAL.encode_batch_fast(["w1 w69999"]))
+    assert 0 < len(QUICK._words) <= 65_536
+    assert quick(QUICK.windows(["w1 w69999"])) == ids(USUAL.encode_batch_fast(["w1 w69999"]))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_a_tokenizer_that_it_does_not_know_is_left_alone(change: object) -> None
     tokenizer = minilm_tokenizer()
     change(tokenizer)  # type: ignore[operator]
     texts = ["Penstock <X> is a PIPE", "plain"]
-    assert WordCache(tokenizer).windows(texts) == ids(tokenizer.encode_batch_fast(texts))
+    assert quick(WordCache(tokenizer).windows(texts)) == ids(tokenizer.encode_batch_fast(texts))
     assert not WordCache(tokenizer)._knows
 
 
@@ -70,4 +74,4 @@ def test_a_cased_tokenizer_keeps_its_case() -> None:
     tokenizer = minilm_tokenizer()
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     texts = ["Plain And Cased", "naïve"]
-    assert WordCache(tokenizer).windows(texts) == ids(tokenizer.encode_batch_fast(texts))
+    assert quick(WordCache(tokenizer).windows(texts)) == ids(tokenizer.encode_batch_fast(texts))
