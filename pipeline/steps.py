@@ -12,8 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.clock import now_ms
 from pipeline.dead_letters import DeadLetters
@@ -181,8 +180,7 @@ class TokenizeStep:
             self._then(unit)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """One window of a unit's pack, as it waits in the micro-batcher."""
 
     unit: Unit

@@ -59,7 +59,9 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     def chunk_ids(self) -> list[NDArray[np.int32]]:
         """Token ids of each chunk, views of one flat array."""
         flat = np.frombuffer(self.input_ids, _WIDE if self.wide else _NARROW).astype(np.int32)
-        return np.split(flat, np.cumsum(self.chunk_lengths())[:-1])
+        ends = np.cumsum(self.chunk_lengths()).tolist()
+        # np.split does the same, at ten times the price.
+        return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 class EncodedOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ class InputRecord(msgspec.Struct, frozen=True, gc=False):
     flaw: str | None = None
 
 
-class OutputRecord(msgspec.Struct, frozen=True):
+class OutputRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to be written. It goes to the partition that its source was read from.
 
     `answers` names the requests that it stands for: who must be told if it can't be written.

@@ -21,7 +21,7 @@ class Label(msgspec.Struct, frozen=True, gc=False):
 Output = list[Label] | list[float]
 
 
-class Result(msgspec.Struct, frozen=True):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """The answer to one request. `tokens` counts what the model read, special tokens included; `chunks` says
     into how many windows the text was cut; `truncated` says that its end was not read."""
 

@@ -63,9 +63,10 @@ class TextClassification:
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
         scores = self._score(rows)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
+        chosen = np.take_along_axis(scores, best, axis=1)
         return [
-            [Label(self._labels[label], float(scores[text, label])) for label in order]
-            for text, order in enumerate(best)
+            [Label(self._labels[label], score) for label, score in zip(labels, of_labels, strict=True)]
+            for labels, of_labels in zip(best.tolist(), chosen.tolist(), strict=True)
         ]
 
 
