@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import astuple
 from itertools import cycle, islice
 from multiprocessing.queues import Queue
@@ -34,7 +35,7 @@ import numpy as np
 import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.bench_engine import MINILM, SIZES, TEXTS, demo_windows, random_checkpoint, throughput
+from benchmarks.bench_engine import MINILM, SIZES, TEXTS, busy_share, demo_windows, random_checkpoint, throughput
 from benchmarks.bench_engine import batches as engine_batches
 from benchmarks.demo import DEMO
 from benchmarks.machine import gpu_machine, machine
@@ -170,7 +171,8 @@ def through_topics(
         before, counted = cpu_seconds(workers, roles, broker.pid), counters(pages)
         started_s = time.perf_counter()
         ends.set()
-        found = [totals.get(timeout=options.seconds + 120) for _ in loads]
+        with nullcontext([]) if options.cpu else busy_share() as busy:
+            found = [totals.get(timeout=options.seconds + 120) for _ in loads]
         spent_s = time.perf_counter() - started_s
         after, now = cpu_seconds(workers, roles, broker.pid), counters(pages)
     finally:
@@ -181,6 +183,7 @@ def through_topics(
     return {
         "texts_per_s": round(sum(each["texts_per_s"] for each in found)),
         "p50_ms": found[0]["p50_ms"],
+        "gpu_busy": round(statistics.mean(busy[len(busy) // 2 :]), 3) if busy else None,  # of the first
         "processors_used": {role: round((after[role] - before[role]) / spent_s, 2) for role in sorted(after)},
         "stages": stages(now.since(counted), now),
         "load_processors": round(sum(each["processors"] for each in found), 2),

@@ -14,10 +14,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks.demo import DEMO
-from pipeline.assembly import open_encode_stage
+from engines.checkpoint import load_checkpoint
+from engines.engine import open_engine
+from engines.heads import PooledOutput
 from pipeline.demo.texts import read_texts
 from pipeline.ensemble import Ensemble
+from pipeline.mistakes import SettingsError
 from pipeline.plans.cache import PlanCache
+from pipeline.plans.opening import open_tensorrt_engine
 from pipeline.settings import EnsembleSettings, load_ensemble
 from stages.packing import pack_rows
 from tests.chaos.tiny_ensemble import write_ensemble
@@ -67,9 +71,8 @@ def answers(settings: EnsembleSettings, of: list[str]) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(("precision", "error"), [("fp16", 0.004), ("bf16", 0.02), ("fp8", 0.12), ("int8", 0.15)])
-def test_two_outputs_of_minilm_in_each_precision(written: Written, precision: str, error: float) -> None:
-    """Building judges them too: this fails where the gate refuses the plan."""
+@pytest.mark.parametrize(("precision", "error"), [("fp16", 0.004), ("bf16", 0.02)])
+def test_two_outputs_of_one_pass_in_half_precision(written: Written, precision: str, error: float) -> None:
     settings = written(
         models=BOTH, tokenizer={"max_length": 128}, batching={"max_batch_tokens": 2048}, engine={"precision": precision}
     )
@@ -77,8 +80,29 @@ def test_two_outputs_of_minilm_in_each_precision(written: Written, precision: st
     found, wanted = answers(settings, of), answers(on_cpu(settings), of)
     assert np.abs(found["vector"] - wanted["vector"]).max() < error
     assert np.abs(found["verdict"] - wanted["verdict"]).max() < 3 * error
-    agreed = found["verdict"].argmax(axis=1) == wanted["verdict"].argmax(axis=1)
-    assert agreed.mean() > 0.98
+    assert (found["verdict"].argmax(axis=1) == wanted["verdict"].argmax(axis=1)).mean() > 0.99
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_vectors_in_eight_bits(written: Written, precision: str) -> None:
+    settings = written(
+        models=BOTH[:1],
+        tokenizer={"max_length": 128},
+        batching={"max_batch_tokens": 2048},
+        engine={"precision": precision},
+    )
+    of = texts(500)
+    found, wanted = answers(settings, of)["vector"], answers(on_cpu(settings), of)["vector"]
+    assert (found * wanted).sum(axis=1).mean() > 0.99
+
+
+def test_eight_bits_that_change_decisions_are_refused(written: Written) -> None:
+    """MiniLM is small for 8 bits: of the sentiment head's decisions 2 % change, which are too many."""
+    settings = written(
+        models=BOTH, tokenizer={"max_length": 128}, batching={"max_batch_tokens": 2048}, engine={"precision": "fp8"}
+    )
+    with pytest.raises(SettingsError, match=r"engine\.precision: in fp8 the engine is not the model: verdict: share of"):
+        answers(settings, ["a"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,20 +111,17 @@ def test_each_family(written: Written, tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(metadata()["configs"][name]))
     save_file(tensors(name, "weights"), folder / "model.safetensors")
-    settings = written(
-        models=[{"name": "vector", "source": str(folder), "task": "sentence-embedding", "pooling": "mean"}],
-        batching={"row_length": 64, "max_batch_tokens": 256},
-    )
+    checkpoint = load_checkpoint(folder)
+    outputs = [PooledOutput(name="x", pooling="mean", normalize=True)]
+    settings = written(batching={"row_length": 64, "max_batch_tokens": 256})
     windows = [np.array(ids, np.int32) for ids in metadata()["texts"]]
-    found = []
-    for each in (settings, on_cpu(settings)):
-        stage = open_encode_stage(each)
-        vectors = np.zeros((len(windows), 24), np.float32)
-        for group in pack_rows(windows, row_length=64):
-            vectors[group.windows] = next(iter(stage._engines[0].run(group.rows).values()))
-        found.append(vectors)
-        stage.close()
-    assert (found[0] * found[1]).sum(axis=1).min() > 0.9995
+    on_gpu = open_tensorrt_engine(settings, checkpoint, outputs, max_length=40, windows=lambda: windows)
+    reference = open_engine("onnxruntime", checkpoint, outputs, threads=1, instances=1)
+    for group in pack_rows(windows, row_length=64):
+        found, wanted = on_gpu.run(group.rows)["x"], reference.run(group.rows)["x"]
+        assert (found * wanted).sum(axis=1).min() > 0.9995
+    on_gpu.close()
+    reference.close()
 
 
 def test_an_onnx_file_of_ones_own(written: Written, tmp_path: Path) -> None:
