@@ -36,9 +36,9 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, Stage
 from pipeline.work import Makers, WorkerState, encode_step, load_stages, postprocess_step, work
 from schemas.packs import PackedText, encode_pack, encoding_pack, token_pack
+from stages.classification import TextClassification
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
-from stages.tasks import TextClassification
 
 TOKENS = 35
 LABELS = ("a", "b", "c")

@@ -60,6 +60,12 @@ class CheckpointConfig:
     sentence: SentenceSettings | None
 
     @property
+    def types(self) -> int:
+        """The token types that it tells apart, 1 or 2."""
+        names = FAMILIES[self.config.model_type].names
+        return 2 if names.token_types is not None and self.config.type_vocab_size > 1 else 1
+
+    @property
     def classifies(self) -> bool:
         """Whether the checkpoint was saved with a head that classifies texts."""
         return any("ForSequenceClassification" in name for name in self.config.architectures)

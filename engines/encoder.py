@@ -1,7 +1,7 @@
 """A BERT-family encoder's weights under one set of names: what the graph and the reference are written over.
 
-Families differ in names (`engines.families`), and in where their tables of positions begin. Token type 0 is folded into
-the positions: the second text of a pair, type 1 to BERT, can't be marked yet.
+Families differ in names (`engines.families`), and in where their tables of positions begin. Token types are folded into
+the positions, which are there once for each type.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class EncoderLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """words (V, E); positions (M, E), position 0 first, token type 0 added; `projection` from E to H where they differ,
-    after the norm."""
+    """words (V, E); positions (types times M, E), position 0 first, with token type 0 added, then all of them with type
+    1, where a model has types; `projection` from E to H where they differ, after the norm."""
 
     words: NDArray[np.float32]
     positions: NDArray[np.float32]
@@ -108,7 +108,8 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
     positions = table(names.positions, config.max_position_embeddings)
     positions = positions[config.first_position :]
     if names.token_types is not None and config.type_vocab_size:
-        positions = positions + table(names.token_types, config.type_vocab_size)[0]
+        types = table(names.token_types, config.type_vocab_size)[:2]
+        positions = np.concatenate([positions + each for each in types])
     projection = names.projection if config.embedding_size != width else None
     return Encoder(
         words=table(names.words, config.vocab_size),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.errors import EngineLost
 from engines.plan_shapes import PlanShape, parts
-from engines.rows import PackedRows, check_rows
+from engines.rows import PackedRows, checked_rows
 
 # Of each instance of a GPU: one batch is computed and one is queued behind it.
 LANES_PER_INSTANCE = 2
@@ -41,6 +41,7 @@ class LaneEngine:
         *,
         vocab_size: int,
         max_positions: int,
+        types: int,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._lanes = tuple(lanes)
@@ -48,6 +49,7 @@ class LaneEngine:
         self._widths = dict(widths)
         self._vocab_size = vocab_size
         self._max_positions = max_positions
+        self._types = types
         self._on_close = on_close
         self._lost: EngineLost | None = None
         self._free: SimpleQueue[Lane] = SimpleQueue()
@@ -59,7 +61,7 @@ class LaneEngine:
         return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)
         pieces = [(self._run(shape, part), texts) for shape, part, texts in parts(rows, self._shapes)]
         if len(pieces) == 1:
             return pieces[0][0]

@@ -83,22 +83,28 @@ def read_onnx(path: Path, *, output: str | None = None) -> OnnxModel:
 
 
 def onnx_graph(
-    model: OnnxModel, outputs: Sequence[PooledOutput], *, first_position: int = 0, beside: Weights | None = None
+    model: OnnxModel,
+    outputs: Sequence[PooledOutput],
+    *,
+    max_positions: int,
+    first_position: int = 0,
+    beside: Weights | None = None,
 ) -> bytes:
     """The file's graph with what is computed from it, for the inputs of `engines.graph`; `beside` as there. A text's
-    `position_ids`, where the file asks for them, count from `first_position`.
+    `position_ids`, where the file asks for them, count from `first_position`; those of the second token type are
+    `max_positions` higher (`engines.rows.checked_rows`).
 
     Raises CheckpointError, and MemoryError without room for it.
     """
-    return written(lambda: _grown(model, outputs, first_position, beside), model.path)
+    return written(lambda: _grown(model, outputs, max_positions, first_position, beside), model.path)
 
 
 def _grown(
-    model: OnnxModel, outputs: Sequence[PooledOutput], first_position: int, beside: Weights | None
+    model: OnnxModel, outputs: Sequence[PooledOutput], max_positions: int, first_position: int, beside: Weights | None
 ) -> onnx.ModelProto:
     inner = _prefixed(model.path)
     before = Graph(Numbers(), told=(), beside=beside, named="before")
-    _feed(before, inner, first_position)
+    _feed(before, inner, max_positions, first_position)
     after = Graph(Numbers(), told=(), beside=beside, named="after")
     answer = after.add("Cast", f"{_PREFIX}{model.output}", to=TensorProto.FLOAT)
     if model.per_token:
@@ -127,15 +133,17 @@ def _grown(
     return grown
 
 
-def _feed(graph: Graph, inner: onnx.ModelProto, first_position: int) -> None:
+def _feed(graph: Graph, inner: onnx.ModelProto, max_positions: int, first_position: int) -> None:
     """What the file's inputs are made of."""
     kinds = {each.name: each.type.tensor_type.elem_type for each in _inputs(inner)}
-    zero, one = graph.constant(np.array(0, np.int32)), graph.constant(np.array(1, np.int32))
+    one, of_a_type = graph.constant(np.array(1, np.int32)), graph.constant(np.array(max_positions, np.int32))
+    types = graph.add("Div", "position_ids", of_a_type)
+    places = graph.add("Sub", "position_ids", graph.add("Mul", types, of_a_type))
     ours = {
         "input_ids": "input_ids",
         "attention_mask": graph.add("Min", "segment_ids", one),
-        "token_type_ids": graph.add("Mul", "segment_ids", zero),
-        "position_ids": graph.add("Add", "position_ids", graph.constant(np.array(first_position, np.int32))),
+        "token_type_ids": types,
+        "position_ids": graph.add("Add", places, graph.constant(np.array(first_position, np.int32))),
     }
     for name, kind in kinds.items():
         graph.add("Cast", ours[name.removeprefix(_PREFIX)], name=name, to=kind)

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as raised  # type: ignor
 
 from engines.errors import EngineError
 from engines.graph_writer import Weights
-from engines.rows import PackedRows, check_rows, graph_inputs
+from engines.rows import PackedRows, checked_rows, graph_inputs
 from engines.source import GraphSource
 
 # ONNX Runtime's exceptions have no class in common but Exception.
@@ -43,6 +43,7 @@ class OnnxRuntimeEngine:
         self._widths = dict(source.widths)
         self._vocab_size = source.vocab_size
         self._max_positions = source.max_positions
+        self._types = source.types
         self._session = open_session(source.graph, source.path, threads=threads)
 
     @property
@@ -50,7 +51,7 @@ class OnnxRuntimeEngine:
         return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)
         try:
             tensors = self._session.run([*self.widths], graph_inputs(rows))
         except _FAILURES as err:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError, EngineUnavailable
-from engines.rows import PackedRows, check_rows, graph_inputs
+from engines.rows import PackedRows, checked_rows, graph_inputs
 from engines.source import GraphSource
 
 
@@ -29,6 +29,7 @@ class OpenVinoEngine:
         self._widths = dict(source.widths)
         self._vocab_size = source.vocab_size
         self._max_positions = source.max_positions
+        self._types = source.types
         core = openvino.Core()
         settings = {
             # Where the processor has bfloat16, OpenVINO would take it unasked: another model (cosine 0.99997).
@@ -54,7 +55,7 @@ class OpenVinoEngine:
         return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions)
+        rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)
         # Unbounded in name only: every request comes back after one micro-batch.
         request = self._free.get()
         try:

@@ -66,7 +66,7 @@ def _padded(rows: PackedRows, begins: NDArray[np.intp], lengths: NDArray[np.intp
     count = np.arange(len(begins), dtype=np.int32)
     return PackedRows(
         input_ids=np.where(real, rows.input_ids.ravel()[flat], 0).astype(np.int32),
-        position_ids=np.where(real, place, 0).astype(np.int32),
+        position_ids=np.where(real, rows.position_ids.ravel()[flat], 0).astype(np.int32),
         segment_ids=real.astype(np.int32),
         row=count,
         slot=np.zeros_like(count),

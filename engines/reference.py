@@ -17,7 +17,7 @@ from engines.checkpoint import Checkpoint
 from engines.encoder import EncoderLayer, Norm, read_encoder
 from engines.families import Activation
 from engines.heads import DenseLayer, PooledOutput, check_outputs
-from engines.rows import PackedRows, check_rows
+from engines.rows import PackedRows, checked_rows
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -28,6 +28,7 @@ class ReferenceEngine:
     def __init__(self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> None:
         self._encoder = read_encoder(checkpoint)
         self._max_positions = checkpoint.max_positions
+        self._types = checkpoint.types
         self._outputs = tuple(outputs)
         self._widths = check_outputs(outputs, hidden_size=self._encoder.hidden_size)
 
@@ -36,7 +37,9 @@ class ReferenceEngine:
         return self._widths
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        check_rows(rows, vocab_size=self._encoder.vocab_size, max_positions=self._max_positions)
+        rows = checked_rows(
+            rows, vocab_size=self._encoder.vocab_size, max_positions=self._max_positions, types=self._types
+        )
         answers = {name: np.zeros((rows.row.size, width), np.float32) for name, width in self._widths.items()}
         for text, (row, slot) in enumerate(zip(rows.row, rows.slot, strict=True)):
             mine = rows.segment_ids[row] == slot + 1

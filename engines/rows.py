@@ -7,7 +7,7 @@ padded but the ends of rows. A text is addressed by its row and its slot (its pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from engines.errors import EngineError
 
+# No text has as many tokens.
+SECOND_TYPE = 1 << 15
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
     """One micro-batch. Every array is C-contiguous int32.
 
     input_ids     (R, S)  token ids, 0 where nothing lies
-    position_ids  (R, S)  place of the token in its text, from 0
+    position_ids  (R, S)  place of the token in its text, from 0; SECOND_TYPE higher in the second text of a pair
     segment_ids   (R, S)  slot of the token's text plus 1; 0 where nothing lies
     row, slot     (N,)    where each of the N texts lies
     slots                 P, the most texts in a row
@@ -65,10 +68,12 @@ class Engine(Protocol):
         ...
 
 
-def check_rows(rows: PackedRows, *, vocab_size: int, max_positions: int) -> None:
-    """Asserts the shapes, and that every id lies in the model's tables.
+def checked_rows(rows: PackedRows, *, vocab_size: int, max_positions: int, types: int) -> PackedRows:
+    """The rows as a model's tables are read: positions of the second type behind all of the first, `max_positions`
+    further, or among them where the model knows one type only.
 
-    Outside of them ONNX Runtime fails, and others read a zero or whatever lies beyond. Raises EngineError.
+    Asserts the shapes, and that every id lies in the model's tables: outside of them ONNX Runtime fails, and others
+    read a zero or whatever lies beyond. Raises EngineError.
     """
     shape = rows.input_ids.shape
     assert rows.position_ids.shape == rows.segment_ids.shape == shape
@@ -76,8 +81,15 @@ def check_rows(rows: PackedRows, *, vocab_size: int, max_positions: int) -> None
     assert rows.row.size > 0
     if not 0 <= int(rows.input_ids.min()) <= int(rows.input_ids.max()) < vocab_size:
         raise EngineError(f"a token id lies outside the model's vocabulary of {vocab_size}: wrong tokenizer?")
-    if not 0 <= int(rows.position_ids.min()) <= int(rows.position_ids.max()) < max_positions:
+    positions = rows.position_ids
+    if 0 <= int(positions.min()) <= int(positions.max()) < max_positions:
+        return rows
+    second = positions >= SECOND_TYPE
+    places = positions - SECOND_TYPE * second
+    if not 0 <= int(places.min()) <= int(places.max()) < max_positions:
         raise EngineError(f"a text is longer than the model's {max_positions} positions")
+    of_table = places + max_positions * second if types > 1 else places
+    return replace(rows, position_ids=of_table.astype(np.int32))
 
 
 def graph_inputs(rows: PackedRows) -> dict[str, NDArray[np.int32]]:

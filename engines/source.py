@@ -24,6 +24,7 @@ class GraphSource:
     widths          output name -> W
     vocab_size      token ids lie under it
     max_positions   the most tokens of a text
+    types           the token types that it tells apart
     graph           writes it, as `engines.graph.written_graph` does, weights into the mapping where one is given
     one_text_a_row  whether its attention knows no segments
     """
@@ -32,6 +33,7 @@ class GraphSource:
     widths: Mapping[str, int]
     vocab_size: int
     max_positions: int
+    types: int
     graph: Callable[[Weights | None], bytes]
     one_text_a_row: bool = False
 
@@ -43,6 +45,7 @@ def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> Gr
         widths=check_outputs(outputs, hidden_size=checkpoint.config.hidden_size),
         vocab_size=checkpoint.config.vocab_size,
         max_positions=checkpoint.max_positions,
+        types=checkpoint.types,
         graph=lambda beside: written_graph(checkpoint, outputs, beside=beside),
     )
 
@@ -61,6 +64,9 @@ def of_onnx(
         widths=check_outputs(outputs, hidden_size=model.width),
         vocab_size=vocab_size or _ANY_ID,
         max_positions=max_positions,
-        graph=lambda beside: onnx_graph(model, outputs, first_position=first_position, beside=beside),
+        types=2,
+        graph=lambda beside: onnx_graph(
+            model, outputs, max_positions=max_positions, first_position=first_position, beside=beside
+        ),
         one_text_a_row=True,
     )

@@ -10,6 +10,9 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.checkpoint import Checkpoint, CheckpointConfig, Pooling, find_checkpoint, load_checkpoint, read_config
 from engines.engine import open_engine, open_source
 from engines.errors import (
@@ -29,10 +32,15 @@ from pipeline.errors import WorkerFailure
 from pipeline.model_settings import ModelSettings, Task
 from pipeline.plans.samples import Windows, sample_windows
 from pipeline.settings import EnsembleSettings
+from schemas.parameters import ScoreFunction
+from schemas.requests import request_kind
+from stages.classification import TextClassification
+from stages.embeddings import SentenceEmbedding
 from stages.encode import EncodeStage
 from stages.errors import TokenizerError
+from stages.pair_tasks import TextRanking, ZeroShotClassification
 from stages.postprocess import PostprocessStage
-from stages.tasks import ScoreFunction, SentenceEmbedding, TextClassification
+from stages.tasks import PairsTask
 from stages.tasks import Task as TaskStage
 from stages.tokenize import TextTokenizer, TokenizeStage
 
@@ -56,6 +64,7 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
         open_tokenizer(settings),
         request_format=settings.requests.format,
         max_text_bytes=settings.requests.max_text_bytes,
+        tasks=_tasks(settings),
     )
 
 
@@ -159,7 +168,7 @@ def _onnx_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
     model = settings.models[index]
     head = _head(settings, index) if model.head is not None else None
     with _blaming(settings, "models", index, "onnx"):
-        if _task(model, config) == "text-classification" and head is None:
+        if _task(model, config) != "sentence-embedding" and head is None:
             return user_models.logits_output(model, config)
         pooling, normalize = _pooling(model, config)
         output = user_models.vector_output(model, config, pooling=pooling, normalize=normalize, head=head)
@@ -171,7 +180,7 @@ def _onnx_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:
     model = settings.models[index]
-    if _task(model, checkpoint) == "text-classification" and model.head is None:
+    if _task(model, checkpoint) != "sentence-embedding" and model.head is None:
         # The classifier that was trained with the encoder has its own pooling.
         with _blaming(settings, "models", index, "source"):
             own = classification_head(checkpoint)
@@ -193,16 +202,76 @@ def _head(settings: EnsembleSettings, index: int) -> Head:
         return load_head(path)
 
 
-def _task_stage(settings: EnsembleSettings, index: int) -> TaskStage:
+def _task_stage(settings: EnsembleSettings, index: int) -> TaskStage | PairsTask:
     """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
     model = settings.models[index]
     config = _config(settings, index)
-    if _task(model, config) == "sentence-embedding":
-        _, normalize = _pooling(model, config)
-        return SentenceEmbedding(width=_width(settings, index, config), normalize=normalize)
-    if model.head is not None:
-        return TextClassification(_head(settings, index).labels, top_k=model.top_k)
-    return TextClassification(config.labels, top_k=model.top_k, function=_FUNCTIONS.get(config.problem_type))
+    function = model.function_to_apply or _FUNCTIONS.get(config.problem_type)
+    match _task(model, config):
+        case "sentence-embedding":
+            return _embedding(settings, index, config)
+        case "text-ranking":
+            if len(config.labels) != 1:
+                message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"
+                raise settings.mistake("models", index, "task", message=message)
+            return TextRanking(
+                top_k=model.top_k if "top_k" in model.model_fields_set else None, function=model.function_to_apply
+            )
+        case "zero-shot-classification":
+            try:
+                return ZeroShotClassification(config.labels)
+            except ValueError as err:
+                message = f"{config.folder}: {err}: choose a model of natural language inference"
+                raise settings.mistake("models", index, "source", message=message) from err
+        case "text-classification":
+            labels = config.labels
+            if model.head is not None:
+                labels, function = _head(settings, index).labels, model.function_to_apply
+            return TextClassification(labels, top_k=model.top_k, function=function, threshold=model.threshold)
+
+
+def _embedding(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> SentenceEmbedding:
+    model = settings.models[index]
+    _, normalize = _pooling(model, config)
+    width = _width(settings, index, config)
+    if model.truncate_dim is not None and model.truncate_dim > width:
+        message = f"{model.truncate_dim}; the model's vectors have {width} numbers"
+        raise settings.mistake("models", index, "truncate_dim", message=message)
+    return SentenceEmbedding(
+        width=width,
+        normalize=normalize,
+        truncate_dim=model.truncate_dim,
+        renormalize=model.normalize is True,
+        precision=model.precision,
+        ranges=_ranges(settings, index, width),
+    )
+
+
+def _ranges(settings: EnsembleSettings, index: int, width: int) -> NDArray[np.float32] | None:
+    path = settings.models[index].ranges
+    if path is None:
+        return None
+    try:
+        ranges = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as err:
+        message = f"{path} can't be read ({' '.join(str(err).split())}): write it with numpy.save"
+        raise settings.mistake("models", index, "ranges", message=message) from err
+    if getattr(ranges, "shape", None) != (2, width) or not np.isfinite(ranges).all():
+        message = f"{path} is no array of finite numbers (2, {width}): take it from vectors of this model"
+        raise settings.mistake("models", index, "ranges", message=message)
+    found: NDArray[np.float32] = ranges.astype(np.float32)
+    return found
+
+
+def _tasks(settings: EnsembleSettings) -> list[Task]:
+    """Of all models. Raises UserError where they do not read the same requests."""
+    tasks = [_task(model, _config(settings, index)) for index, model in enumerate(settings.models)]
+    try:
+        request_kind(tasks)
+    except ValueError as err:
+        message = f"{err}: put them into ensembles of their own"
+        raise settings.mistake("models", len(tasks) - 1, "task", message=message) from err
+    return tasks
 
 
 def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:

@@ -14,9 +14,15 @@ from pipeline.http import host_refusal
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
-from schemas.results import Label, Output
+from schemas.requests import RequestKind
+from schemas.results import Label, Output, Ranked, ZeroShot
 
 _SAMPLE = "The quick brown fox jumps over the lazy dog."
+_SAMPLES: dict[RequestKind, str | dict[str, str | list[str]]] = {
+    "text": _SAMPLE,
+    "ranking": {"query": "Who jumps?", "passages": [_SAMPLE]},
+    "zero-shot": {"sequence": _SAMPLE, "candidate_labels": ["animals", "money"]},
+}
 
 
 def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
@@ -107,7 +113,7 @@ def _load_without_tokenizer(settings: EnsembleSettings) -> None:
 
 def _one_text(ensemble: Ensemble) -> str:
     with ensemble:
-        [answer] = ensemble.predict([_SAMPLE])
+        [answer] = ensemble.predict([_SAMPLES[ensemble.request_kind]])
     if isinstance(answer, Refused):
         raise UserError(f"{answer.reason}: {answer.error}")
     outputs = ", ".join(f"{name} {_shape(output)}" for name, output in answer.outputs.items())
@@ -115,8 +121,16 @@ def _one_text(ensemble: Ensemble) -> str:
 
 
 def _shape(output: Output) -> str:
-    first = output[0]
-    return f"{first.label} {first.score:.3f}" if isinstance(first, Label) else f"{len(output)} floats"
+    match output:
+        case ZeroShot(_, [label, *_], [score, *_]):
+            return f"{label} {score:.3f}"
+        case [Label(label, score), *_]:
+            return f"{label} {score:.3f}"
+        case [Ranked(index, score), *_]:
+            return f"passage {index} {score:.3f}"
+        case [*numbers]:
+            return f"{len(numbers)} floats"
+    return "nothing"
 
 
 def _counted(count: int, noun: str) -> str:

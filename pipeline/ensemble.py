@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +29,7 @@ from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_mode
 from schemas.errors import BadRecord
 from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
 from schemas.records import InputRecord, Source
-from schemas.requests import RequestFormat, decode_request
+from schemas.requests import RequestFormat, RequestKind, decode_request
 from schemas.results import Result
 from stages.encode import Encoded, PackInProgress
 from stages.errors import StageError
@@ -73,12 +74,17 @@ class Ensemble:
         """How `answer` reads a record's value."""
         return self.settings.requests.format
 
-    def predict(self, texts: Iterable[str]) -> Iterator[Result | Refused]:
-        """One entry a text, in order: its result, or why there is none.
+    @property
+    def request_kind(self) -> RequestKind:
+        """What requests look like, by the models' tasks."""
+        return self._tokenize.kind
 
-        Reads `texts`, which may be endless, 512 ahead of its answers. Raises TypeError where one is no string.
+    def predict(self, texts: Iterable[str | Mapping[str, Any]]) -> Iterator[Result | Refused]:
+        """One entry a text or request (`{"text": ..., "parameters": ...}`), in order: its result, or why there is none.
+
+        Reads `texts`, which may be endless, 512 ahead of its answers. Raises TypeError where one is neither.
         """
-        if isinstance(texts, str):
+        if isinstance(texts, (str, Mapping)):
             raise TypeError("predict takes texts, such as a list of them, and not one text")
         return self.answer(
             InputRecord(Source("predict", 0, number), None, _value(text, self.request_format), [])
@@ -137,7 +143,9 @@ class Ensemble:
     def _id(self, record: InputRecord) -> str:
         """The request's own id, where as much as that can be read of it."""
         try:
-            return decode_request(record, format=self.request_format, max_text_bytes=sys.maxsize).id
+            return decode_request(
+                record, format=self.request_format, max_text_bytes=sys.maxsize, kind=self.request_kind
+            ).id
         except BadRecord:
             return str(record.source)
 
@@ -164,7 +172,9 @@ class Ensemble:
             raise WorkerFailure(f"the engine can't compute: {err}") from err
 
 
-def _value(text: str, format: RequestFormat) -> bytes:
+def _value(text: str | Mapping[str, Any], format: RequestFormat) -> bytes:
+    if isinstance(text, Mapping) and format == "json":
+        return msgspec.json.encode(dict(text))
     if not isinstance(text, str):  # bytes would become base64, and be answered as that
         raise TypeError(f"predict takes texts, and one is of type {type(text).__name__}")
     try:

@@ -11,8 +11,20 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
 from pipeline.names import Name
+from schemas.parameters import EmbeddingPrecision, ScoreFunction
 
-Task = Literal["sentence-embedding", "text-classification"]
+Task = Literal["sentence-embedding", "text-classification", "text-ranking", "zero-shot-classification"]
+
+# Which tasks an option is for.
+_OF_TASKS: dict[str, tuple[Task, ...]] = {
+    "head": ("text-classification",),
+    "top_k": ("text-classification", "text-ranking"),
+    "function_to_apply": ("text-classification", "text-ranking"),
+    "threshold": ("text-classification",),
+    "truncate_dim": ("sentence-embedding",),
+    "precision": ("sentence-embedding",),
+    "ranges": ("sentence-embedding",),
+}
 
 # [CLS] and [SEP], or what a model has in their place. The tokenizer checks its own number when it is loaded.
 _SPECIAL_TOKENS = 2
@@ -84,7 +96,8 @@ class ModelSettings(Section):
     there of sentence_embedding, logits, last_hidden_state, token_embeddings; or the only one."""
 
     task: Task | None = None
-    """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding."""
+    """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding. text-ranking
+    is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference."""
 
     pooling: Literal["mean", "cls"] | None = None
     """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
@@ -99,19 +112,39 @@ class ModelSettings(Section):
     Default: the checkpoint's own head."""
 
     top_k: int | None = Field(default=1, ge=1, le=100_000)
-    """How many labels a classification answers, best first; null: all of them."""
+    """How many labels a classification answers, and passages a ranking, best first; null: all of them. A ranking has no
+    other default."""
+
+    function_to_apply: ScoreFunction | None = None
+    """What makes scores of a classification's or a ranking's logits. Default: as transformers chooses it, by the
+    config's problem_type and the number of labels."""
+
+    threshold: float | None = None
+    """Labels of a lower score are left out of a classification."""
+
+    truncate_dim: int | None = Field(default=None, ge=1)
+    """How many of an embedding's first numbers are kept (Matryoshka). With `normalize: true` what is kept gets length
+    1."""
+
+    precision: EmbeddingPrecision = "float32"
+    """Of an embedding's numbers, in sentence-transformers' words: `binary` and `ubinary` are signs, eight to a number;
+    `int8` and `uint8` need `ranges`."""
+
+    ranges: FilePath | None = None
+    """A NumPy file (.npy) of shape (2, width): the least and the largest value of each of an embedding's numbers, as
+    sentence-transformers' quantize_embeddings takes them. Relative to the ensemble file."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         wrong = Contradictions()
         if self.onnx is None and self.onnx_output is not None:
             wrong.add("onnx_output", message="has no effect without onnx; allowed with: onnx")
-        if self.task == "sentence-embedding":
-            if self.head is not None:
-                wrong.add("head", message="has no effect on a sentence-embedding; allowed with: text-classification")
-            if "top_k" in self.model_fields_set:
-                wrong.add("top_k", message="has no effect on a sentence-embedding; allowed with: text-classification")
-        elif self.task == "text-classification" and self.head is None:
+        for option, tasks in _OF_TASKS.items():
+            if self.task is not None and option in self.model_fields_set and self.task not in tasks:
+                wrong.add(option, message=f"has no effect on a {self.task}; allowed with: {', '.join(tasks)}")
+        if self.precision in ("int8", "uint8") and self.ranges is None:
+            wrong.add("precision", message=f"{self.precision} needs ranges; allowed with: ranges")
+        if self.task == "text-classification" and self.head is None:
             for option in ("pooling", "normalize"):
                 if getattr(self, option) is not None:
                     wrong.add(option, message="has no effect on the checkpoint's own head; allowed with: head")

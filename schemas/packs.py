@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
+from schemas.parameters import Parameters
 from schemas.records import Headers, Source
 
 # Token ids fit 16 bits for vocabularies of up to 65,536; XLM-R's 250,002 need 32.
@@ -22,6 +23,9 @@ _NARROW = np.dtype("<u2")
 _WIDE = np.dtype("<u4")
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
+
+# Added to a token's number where it belongs to the second text of a pair (BERT's token type 1).
+SECOND_TEXT = 1 << 30
 
 # What a pack says of places must be sayable to Kafka, whose client fails on any other number or name.
 _Topic = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}\Z")]
@@ -31,7 +35,7 @@ _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One text's identity as it travels along with its numbers."""
+    """One text's identity, and what it asks of the tasks, as it travels along with its numbers."""
 
     id: str
     key: bytes | None
@@ -40,10 +44,14 @@ class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     chunks: _Count
     tokens: _Count
     truncated: bool
+    parameters: Parameters | None = None
+    # What the result repeats: of zero-shot classification the sequence and the candidate labels.
+    echo: list[str] | None = None
 
 
-class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tokens/1"):
-    """Tokenized texts. `lengths` int32 (chunks,) and `input_ids` uint16 or uint32 (sum of lengths,), flat."""
+class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tokens/2"):
+    """Tokenized texts. `lengths` int32 (chunks,) and `input_ids` uint16 or uint32 (sum of lengths,), flat: a token's
+    number in the vocabulary, and SECOND_TEXT more where it belongs to the second text of a pair."""
 
     topic: _Topic
     partition: _Partition
@@ -76,7 +84,7 @@ class EncodedOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
         return np.frombuffer(self.values, _FLOAT32).reshape(-1, self.width)
 
 
-class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="encodings/1"):
+class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="encodings/2"):
     """What the engine made of a TokenPack: the same texts, the same chunks."""
 
     topic: _Topic

@@ -1,40 +1,94 @@
 """Requests: what a producer writes to `<ensemble>.requests`.
 
-JSON `{"text": "...", "id": "..."}` (`id` optional), or, where the ensemble says `format: text`, the text
-itself in UTF-8. A request without an id takes it from the CloudEvents header `ce_id`, and where there is none
-from its place: `topic/partition/offset`, so that a repeat of the same record carries the same id.
+JSON `{"text": "...", "text_pair": "...", "parameters": {...}, "id": "..."}`, all but the text optional, or, where the
+ensemble says `format: text`, the text itself in UTF-8; of other tasks what they read (RankingRequest, ZeroShotRequest).
+A request without an id takes it from the CloudEvents header `ce_id`, and where there is none from its place:
+`topic/partition/offset`, so that a repeat of the same record carries the same id.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-from typing import Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, Meta
 
 from schemas.errors import BadRecord, Reason
 from schemas.headers import CLOUDEVENTS_ID
+from schemas.parameters import Parameters
 from schemas.records import Headers, InputRecord, Source
 
 RequestFormat = Literal["json", "text"]
 
 
-class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """The JSON object in a request record."""
+# What an ensemble's requests look like: by what its models' tasks read.
+RequestKind = Literal["text", "ranking", "zero-shot"]
+# What a tokenizer reads: a text, or a pair of them.
+TextInput = str | tuple[str, str]
+
+# As `transformers` has it.
+HYPOTHESIS_TEMPLATE = "This example is {}."
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """What all requests may say."""
+
+    id: str | None = None
+    parameters: Parameters | None = None
+
+
+class TextRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """A text to be embedded or classified; `text_pair` is read behind it, as the second of a pair."""
 
     text: str
-    id: str | None = None
+    text_pair: str | None = None
+
+
+class RankingRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """Passages to be put in order by what they say to a query."""
+
+    query: str
+    passages: Annotated[list[str], Meta(min_length=1)]
+
+
+class ZeroShotRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """A text, and the labels that may be its."""
+
+    sequence: str
+    candidate_labels: Annotated[list[str], Meta(min_length=1)]
+
+
+# Of tasks that read something else than texts.
+_KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classification": "zero-shot"}
+
+
+def request_kind(tasks: Collection[str]) -> RequestKind:
+    """What tasks read together. Raises ValueError where they do not read the same."""
+    kinds = {_KINDS.get(task, "text") for task in tasks}
+    if len(kinds) != 1:
+        raise ValueError(f"{', '.join(sorted(tasks))} read different requests")
+    return kinds.pop()
+
+
+Body = TextRequest | RankingRequest | ZeroShotRequest
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One text to be answered, with what its result must give back: id, key, headers and source."""
+    """Texts or pairs to be answered together, with what their result must give back: id, key, headers and source.
+
+    `echo` is what the result repeats, where it does.
+    """
 
     id: str
-    text: str
+    inputs: list[TextInput]
     key: bytes | None
     headers: Headers
     source: Source
+    parameters: Parameters | None = None
+    echo: list[str] | None = None
 
 
 # Escapes of JSON in a row: a backslash that is escaped or a whole pair is passed over, half of a pair is caught.
@@ -42,10 +96,21 @@ _HALF_PAIR = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 
-_decoder = msgspec.json.Decoder(RequestBody)
+_decoders: dict[RequestKind, msgspec.json.Decoder[Any]] = {
+    "text": msgspec.json.Decoder(TextRequest),
+    "ranking": msgspec.json.Decoder(RankingRequest),
+    "zero-shot": msgspec.json.Decoder(ZeroShotRequest),
+}
+_SHAPES: dict[RequestKind, str] = {
+    "text": '{"text": "..."}',
+    "ranking": '{"query": "...", "passages": ["..."]}',
+    "zero-shot": '{"sequence": "...", "candidate_labels": ["..."]}',
+}
 
 
-def decode_request(record: InputRecord, *, format: RequestFormat, max_text_bytes: int) -> Request:
+def decode_request(
+    record: InputRecord, *, format: RequestFormat, max_text_bytes: int, kind: RequestKind = "text"
+) -> Request:
     """The request in a record.
 
     Raises BadRecord: value null, not UTF-8, not JSON, not of the documented shape, or a text of more than
@@ -55,46 +120,73 @@ def decode_request(record: InputRecord, *, format: RequestFormat, max_text_bytes
         raise BadRecord(Reason.BAD_HEADERS, record.flaw)
     if record.value is None:
         raise BadRecord(Reason.NULL_VALUE, "the record has no value (a tombstone)")
-    body = _decode_json(record.value) if format == "json" else RequestBody(text=_decode_utf8(record.value))
-    size_bytes = len(body.text) if body.text.isascii() else len(body.text.encode())
+    body: Body = _decode_json(record.value, kind) if format == "json" else TextRequest(text=_decode_utf8(record.value))
+    inputs, echo = _inputs(body)
+    size_bytes = sum(map(_size_bytes, inputs))
     if size_bytes > max_text_bytes:
         raise BadRecord(
             Reason.TEXT_TOO_LARGE,
             f"the text has {size_bytes} bytes, the ensemble allows {max_text_bytes} (requests.max_text_bytes)",
         )
     return Request(
-        id=body.id or _header_id(record.headers) or str(record.source),
-        text=body.text,
-        key=record.key,
-        headers=record.headers,
-        source=record.source,
+        body.id or _header_id(record.headers) or str(record.source),
+        inputs,
+        record.key,
+        record.headers,
+        record.source,
+        body.parameters,
+        echo,
     )
 
 
-def _decode_json(value: bytes) -> RequestBody:
+def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
+    """What is read, and what is repeated."""
+    match body:
+        case TextRequest():
+            return [body.text if body.text_pair is None else (body.text, body.text_pair)], None
+        case RankingRequest():
+            return [(body.query, passage) for passage in body.passages], None
+        case ZeroShotRequest():
+            asked = UNSET if body.parameters is None else body.parameters.hypothesis_template
+            template = HYPOTHESIS_TEMPLATE if asked is UNSET else asked
+            if "{}" not in template:
+                message = "parameters.hypothesis_template: has no {}, where the label goes"
+                raise BadRecord(Reason.BAD_REQUEST, message)
+            pairs: list[TextInput] = [(body.sequence, template.replace("{}", label)) for label in body.candidate_labels]
+            return pairs, [body.sequence, *body.candidate_labels]
+
+
+def _decode_json(value: bytes, kind: RequestKind) -> Body:
     try:
-        return _decoder.decode(value)
+        body: Body = _decoders[kind].decode(value)
     except msgspec.ValidationError as err:
-        raise BadRecord(Reason.BAD_REQUEST, f'{err}; a request is {{"text": "..."}}') from err
+        raise BadRecord(Reason.BAD_REQUEST, f"{err}; a request is {_SHAPES[kind]}") from err
     except msgspec.DecodeError as err:
-        raise _no_json(value, str(err)) from err
+        raise _no_json(value, str(err), kind) from err
     except UnicodeDecodeError as err:
         raise BadRecord(Reason.NOT_UTF8, str(err)) from err
     except RecursionError as err:
         raise BadRecord(Reason.BAD_REQUEST, "the JSON is nested too deeply") from err
+    return body
 
 
-def _no_json(value: bytes, message: str) -> BadRecord:
+def _no_json(value: bytes, message: str, kind: RequestKind) -> BadRecord:
     """What to say of a value that the decoder can't read; its own words don't fit all."""
     _decode_utf8(value)
     if not value.strip():
-        return BadRecord(Reason.NOT_JSON, 'the value is empty; a request is {"text": "..."}')
+        return BadRecord(Reason.NOT_JSON, f"the value is empty; a request is {_SHAPES[kind]}")
     if value.startswith(codecs.BOM_UTF8):
         return BadRecord(Reason.NOT_JSON, "the value begins with a byte-order mark, which JSON doesn't allow")
     half = next(filter(None, _HALF_PAIR.findall(value)), None)
     if half:
         return BadRecord(Reason.BAD_REQUEST, f"{half.decode()} is half of a surrogate pair: send both or neither")
     return BadRecord(Reason.NOT_JSON, f"{message}; plain text needs requests.format: text")
+
+
+def _size_bytes(text: TextInput) -> int:
+    if isinstance(text, tuple):
+        return sum(map(_size_bytes, text))
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _decode_utf8(value: bytes) -> str:

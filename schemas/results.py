@@ -1,7 +1,8 @@
 """Results: what Penstock writes to `<ensemble>.results`, one JSON object a request.
 
 An output has the shape that `transformers.pipeline` gives for one text: text classification a list of
-`{"label", "score"}`, a sentence embedding a list of floats.
+`{"label", "score"}`, a sentence embedding a list of numbers, zero-shot classification its labels and scores. Text
+ranking answers as text-embeddings-inference does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,22 @@ class Label(msgspec.Struct, frozen=True, gc=False):
     score: float
 
 
-Output = list[Label] | list[float]
+class Ranked(msgspec.Struct, frozen=True, gc=False):
+    """One passage, by its place in the request, and its score."""
+
+    index: int
+    score: float
+
+
+class ZeroShot(msgspec.Struct, frozen=True, gc=False):
+    """The sequence and its candidate labels, the best first."""
+
+    sequence: str
+    labels: list[str]
+    scores: list[float]
+
+
+Output = list[Label] | list[float] | list[Ranked] | ZeroShot
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.rows import PackedRows
+from engines.rows import SECOND_TYPE, PackedRows
+from schemas.packs import SECOND_TEXT
 
 # 8 floats are one AVX vector; finer lengths gain nothing measurable on a CPU.
 ROW_QUANTUM = 8
+
+_TYPE_BIT = SECOND_TEXT.bit_length() - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,10 @@ def _layout(rows: list[_Row], windows: Sequence[NDArray[np.int32]]) -> RowGroup:
             row_of.append(number)
             slot_of.append(slot)
             start = end
+    types = input_ids >> _TYPE_BIT
+    if types.any():
+        position_ids += types * np.int32(SECOND_TYPE)
+        input_ids -= types * np.int32(SECOND_TEXT)
     return RowGroup(
         PackedRows(
             input_ids=input_ids,

@@ -8,7 +8,7 @@ are turned off: rows are packed, and a long text is never cut silently.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
+from schemas.parameters import check_parameters
 from schemas.records import InputRecord
-from schemas.requests import Request, RequestFormat, decode_request
+from schemas.requests import Request, RequestFormat, RequestKind, TextInput, decode_request, request_kind
 from stages.blame import answer_apart
 from stages.errors import TokenizerError
+from stages.pairs import PairTemplate, Truncation
 from stages.word_cache import Windows, WordCache
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """`windows` are int32 (tokens,), special tokens included, each at most the tokenizer's `max_length`."""
+    """`windows` are int32 (tokens,), special tokens included, each at most the tokenizer's `max_length`. Tokens of a
+    pair's second text are SECOND_TEXT higher."""
 
     windows: list[NDArray[np.int32]]
     truncated: bool
@@ -73,6 +76,11 @@ class TextTokenizer:
                 f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
             )
         backend.no_padding()
+        backend.no_truncation()
+        try:
+            self._pairs: PairTemplate | None = PairTemplate(backend)
+        except ValueError:
+            self._pairs = None
         backend.enable_truncation(self.max_length, stride=stride)
         self._backend = WordCache(backend)
 
@@ -83,6 +91,23 @@ class TextTokenizer:
             outcomes.extend(map(self._outcome, self._backend.windows(call)))
         return outcomes
 
+    def pairs(
+        self, pairs: Sequence[tuple[str, str]], *, truncation: Truncation = "longest_first"
+    ) -> list[TokenizedText | BadRecord]:
+        """One entry a pair, in order. A pair has one window: what it can't hold is cut off, unless long texts are
+        rejected."""
+        if self._pairs is None or self.max_length <= self._pairs.special:
+            return [BadRecord(Reason.BAD_REQUEST, "text_pair: this ensemble's tokenizer reads no pairs")] * len(pairs)
+        ids = [ids for call in _calls([text for pair in pairs for text in pair]) for ids in self._backend.ids(call)]
+        outcomes: list[TokenizedText | BadRecord] = []
+        for first, second in zip(ids[::2], ids[1::2], strict=True):
+            window, truncated = self._pairs.window(first, second, max_length=self.max_length, truncation=truncation)
+            if truncated and self._long_texts == "reject":
+                outcomes.append(self._too_long("pair"))
+            else:
+                outcomes.append(TokenizedText([window], truncated=truncated))
+        return outcomes
+
     def _outcome(self, windows: Windows) -> TokenizedText | BadRecord:
         if not len(windows[0]):
             # Only without special tokens, which no published model of the BERT family does.
@@ -90,13 +115,16 @@ class TextTokenizer:
         truncated = False
         if len(windows) > 1:
             if self._long_texts == "reject":
-                return BadRecord(
-                    Reason.TEXT_TOO_LONG,
-                    f"the text has more than {self.max_length} tokens and the ensemble rejects long texts",
-                )
+                return self._too_long("text")
             if self._long_texts == "truncate":
                 windows, truncated = windows[:1], True
         return TokenizedText(windows, truncated=truncated)
+
+    def _too_long(self, what: str) -> BadRecord:
+        return BadRecord(
+            Reason.TEXT_TOO_LONG,
+            f"the {what} has more than {self.max_length} tokens and the ensemble rejects long texts",
+        )
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -116,10 +144,22 @@ def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
 class TokenizeStage:
     """Request records of one partition -> a pack of tokens, and the records that can't be answered."""
 
-    def __init__(self, tokenizer: TextTokenizer, *, request_format: RequestFormat, max_text_bytes: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        request_format: RequestFormat,
+        max_text_bytes: int,
+        tasks: Collection[str] = ("sentence-embedding",),
+    ) -> None:
+        """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have."""
         self._tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
+        self._tasks = frozenset(tasks)
+        self.kind: RequestKind = request_kind(tasks)
+        # As transformers' pipeline cuts.
+        self._truncation: Truncation = "only_first" if self.kind == "zero-shot" else "longest_first"
 
     def __call__(self, groups: Sequence[Sequence[InputRecord]]) -> list[tuple[TokenPack | None, list[Rejected]]]:
         """One pack a group, None where none of the group's records can be answered; both in the records' order.
@@ -133,9 +173,9 @@ class TokenizeStage:
             good, bad = self._decode(group)
             requests.append(good)
             rejected.append(bad)
-        texts = [request.text for good in requests for _, request in good]
+        inputs = [request.inputs for good in requests for _, request in good]
         tokenized = iter(
-            answer_apart(texts, self._tokenizer, harmless=lambda: self._tokenizer([_HARMLESS]), text_of=str)
+            answer_apart(inputs, self._tokenized, harmless=lambda: self._tokenizer([_HARMLESS]), text_of=str)
         )
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
         for good, bad in zip(requests, rejected, strict=True):
@@ -149,12 +189,39 @@ class TokenizeStage:
         bad: list[Rejected] = []
         for record in group:
             try:
-                request = decode_request(record, format=self._format, max_text_bytes=self._max_text_bytes)
+                request = decode_request(
+                    record, format=self._format, max_text_bytes=self._max_text_bytes, kind=self.kind
+                )
+                if request.parameters is not None:
+                    check_parameters(request.parameters, self._tasks)
             except BadRecord as err:
                 bad.append(Rejected(record, err))
             else:
                 good.append((record, request))
         return good, bad
+
+    def _tokenized(self, requests: Sequence[list[TextInput]]) -> list[TokenizedText | BadRecord]:
+        """One entry a request: a text's windows, or the window of each of its pairs."""
+        texts = [text for inputs in requests for text in inputs if isinstance(text, str)]
+        pairs = [pair for inputs in requests for pair in inputs if isinstance(pair, tuple)]
+        found = iter(self._tokenizer(texts)) if texts else iter(())
+        of_pairs = iter(self._tokenizer.pairs(pairs, truncation=self._truncation)) if pairs else iter(())
+        return [
+            _together([next(found if isinstance(each, str) else of_pairs) for each in inputs]) for inputs in requests
+        ]
+
+
+def _together(outcomes: list[TokenizedText | BadRecord]) -> TokenizedText | BadRecord:
+    """Of one request. One of its pairs that can't be read is all of it."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    read: list[TokenizedText] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BadRecord):
+            return outcome
+        read.append(outcome)
+    windows = [window for each in read for window in each.windows]
+    return TokenizedText(windows, truncated=any(each.truncated for each in read))
 
 
 def _pack(
@@ -178,6 +245,8 @@ def _pack(
                 chunks=len(outcome.windows),
                 tokens=sum(map(len, outcome.windows)),
                 truncated=outcome.truncated,
+                parameters=request.parameters,
+                echo=request.echo,
             )
         )
     if not texts:

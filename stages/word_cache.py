@@ -54,16 +54,35 @@ class WordCache:
         encodings = iter(self._tokenizer.encode_batch_fast(rest) if rest else [])
         return [_windows(next(encodings)) if windows is None else windows for windows in found]
 
+    def ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Of each text, without special tokens, however long it is."""
+        found = [self._joined(text) if self._knows else None for text in texts]
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        encodings = iter(self._tokenizer.encode_batch_fast(rest, add_special_tokens=False) if rest else [])
+        return [self._whole(next(encodings)) if ids is None else np.frombuffer(ids, np.int32) for ids in found]
+
+    def _whole(self, encoding: Encoding) -> NDArray[np.int32]:
+        """What truncation cut into windows."""
+        stride = self._tokenizer.truncation["stride"] if self._tokenizer.truncation else 0
+        return np.array([*encoding.ids, *(id for more in encoding.overflowing for id in more.ids[stride:])], np.int32)
+
     def _of_words(self, text: str) -> Windows | None:
         """None where the usual way has to be gone."""
+        joined = self._joined(text)
+        if joined is None:
+            return None
+        ids = np.frombuffer(self._before + joined + self._after, np.int32)
+        return [ids] if len(ids) <= self._max_length else None
+
+    def _joined(self, text: str) -> bytes | None:
+        """The ids of its words, likewise."""
         if not (text.isascii() and text.isprintable()) or len(text) > self._max_length * _MAX_CHARACTERS_A_TOKEN:
             return None
         for start in self._added:
             if start in text:
                 return None
         words = _WORDS.findall(text.lower() if self._lowers else text)
-        ids = np.frombuffer(self._before + b"".join(map(self._words.__getitem__, words)) + self._after, np.int32)
-        return [ids] if len(ids) <= self._max_length else None
+        return b"".join(map(self._words.__getitem__, words))
 
 
 class _Words(dict[str, bytes]):

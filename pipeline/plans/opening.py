@@ -135,6 +135,7 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
             widths,
             vocab_size=model.source.vocab_size,
             max_positions=model.source.max_positions,
+            types=model.source.types,
             on_close=on_close,
         )
         if not model.source.one_text_a_row:

@@ -101,7 +101,9 @@ def test_eight_bits_that_change_decisions_are_refused(written: Written) -> None:
     settings = written(
         models=BOTH, tokenizer={"max_length": 128}, batching={"max_batch_tokens": 2048}, engine={"precision": "fp8"}
     )
-    with pytest.raises(SettingsError, match=r"engine\.precision: in fp8 the engine is not the model: verdict: share of"):
+    with pytest.raises(
+        SettingsError, match=r"engine\.precision: in fp8 the engine is not the model: verdict: share of"
+    ):
         answers(settings, ["a"])
 
 

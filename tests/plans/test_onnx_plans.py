@@ -97,5 +97,5 @@ def test_lengths_double(longest: int, lengths: list[int]) -> None:
 @pytest.mark.parametrize("output", ["last_hidden_state", "logits"])
 def test_tensorrt_builds_it(builder: ModuleType, tmp_path: Path, output: str, kind: int) -> None:
     path = exported(tmp_path / "model.onnx", outputs=(output,), kind=kind)
-    graph = onnx_graph(read_onnx(path), [PooledOutput(name="x", pooling="mean", normalize=True)])
+    graph = onnx_graph(read_onnx(path), [PooledOutput(name="x", pooling="mean", normalize=True)], max_positions=LONGEST)
     assert build_plan(builder, graph, PlanShape(row_length=32, rows=4).inputs()).plan

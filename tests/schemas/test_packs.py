@@ -177,7 +177,7 @@ def test_one_kind_of_pack_is_not_the_other() -> None:
 
 
 def test_a_later_format_is_not_taken_for_this_one() -> None:
-    assert_bad(decode_token_pack, encode_pack(pack_of([[1]])).replace(b"tokens/1", b"tokens/2"))
+    assert_bad(decode_token_pack, encode_pack(pack_of([[1]])).replace(b"tokens/2", b"tokens/3"))
 
 
 @pytest.mark.parametrize(

@@ -35,22 +35,22 @@ def refusal(value: bytes | None, *, format: RequestFormat = "json", max_text_byt
 def test_a_request_keeps_what_its_result_must_give_back() -> None:
     headers: Headers = [("traceparent", b"00-1-2-01"), ("empty", None), ("traceparent", b"again")]
     request = decode(b'{"text": "Good.", "id": "a1"}', headers=headers)
-    assert request == Request(id="a1", text="Good.", key=b"key", headers=headers, source=PLACE)
+    assert request == Request(id="a1", inputs=["Good."], key=b"key", headers=headers, source=PLACE)
 
 
 @given(text=st.text(), id=st.text(min_size=1))
 def test_any_text_comes_through_json_as_it_is(text: str, id: str) -> None:
     request = decode(msgspec.json.encode({"text": text, "id": id}))
-    assert (request.text, request.id) == (text, id)
+    assert (request.inputs, request.id) == ([text], id)
 
 
 @given(text=st.text())
 def test_format_text_takes_the_whole_value_as_the_text(text: str) -> None:
-    assert decode(text.encode(), format="text").text == text
+    assert decode(text.encode(), format="text").inputs == [text]
 
 
 def test_json_is_only_text_where_the_format_says_text() -> None:
-    assert decode(b'{"text": "a"}', format="text").text == '{"text": "a"}'
+    assert decode(b'{"text": "a"}', format="text").inputs == ['{"text": "a"}']
 
 
 # The id of a result.
@@ -152,11 +152,11 @@ def test_whatever_the_bytes_are_they_are_a_request_or_a_bad_record(value: bytes)
     except BadRecord as error:
         assert error.reason in (Reason.NOT_UTF8, Reason.NOT_JSON, Reason.BAD_REQUEST)  # noqa: PT017 - either is right
     else:
-        assert msgspec.json.decode(value)["text"] == request.text
+        assert [msgspec.json.decode(value)["text"]] == request.inputs
 
 
 def test_of_a_field_given_twice_the_last_counts_as_in_every_json_reader() -> None:
-    assert decode(b'{"text": "first", "text": "last"}').text == "last"
+    assert decode(b'{"text": "first", "text": "last"}').inputs == ["last"]
 
 
 def test_the_message_tells_plain_text_producers_what_to_do() -> None:
@@ -206,14 +206,14 @@ def test_max_text_bytes_counts_the_bytes_of_utf8(text: str) -> None:
     assert len(text.encode()) == 12
     values: list[tuple[bytes, RequestFormat]] = [(msgspec.json.encode({"text": text}), "json"), (text.encode(), "text")]
     for value, format in values:
-        assert decode(value, format=format, max_text_bytes=12).text == text
+        assert decode(value, format=format, max_text_bytes=12).inputs == [text]
         error = refusal(value, format=format, max_text_bytes=11)
         assert error.reason is Reason.TEXT_TOO_LARGE
         assert error.message == "the text has 12 bytes, the ensemble allows 11 (requests.max_text_bytes)"
 
 
 def test_the_text_is_bounded_not_the_record_and_not_its_escapes() -> None:
-    assert decode(b'{"text": "\\u00e9", "id": "' + b"i" * 100 + b'"}', max_text_bytes=2).text == "é"
+    assert decode(b'{"text": "\\u00e9", "id": "' + b"i" * 100 + b'"}', max_text_bytes=2).inputs == ["é"]
 
 
 def test_five_mebibytes_are_too_large() -> None:

@@ -32,11 +32,11 @@ from schemas.headers import read_cause
 from schemas.packs import decode_encoding_pack, decode_token_pack
 from schemas.records import InputRecord, Source
 from schemas.results import Output
+from stages.embeddings import SentenceEmbedding
 from stages.encode import EncodeStage
 from stages.errors import StageError
 from stages.microbatcher import MicroBatcher
 from stages.postprocess import PostprocessStage
-from stages.tasks import SentenceEmbedding
 from stages.tokenize import TextTokenizer, TokenizedText, TokenizeStage
 from tests.simulation.broker_in_memory import Broker, Crash, Entry, Faults
 from tests.simulation.clients_in_memory import (

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, PackedText, encoding_pack, token_pack
 from schemas.results import Output, Result, encode_result
+from stages.classification import TextClassification
+from stages.embeddings import SentenceEmbedding
 from stages.errors import StageError
 from stages.postprocess import PostprocessStage
-from stages.tasks import SentenceEmbedding, Task, TextClassification
+from stages.tasks import Task
 
 TASKS: Mapping[str, Task] = {
     "vector": SentenceEmbedding(width=2, normalize=True),

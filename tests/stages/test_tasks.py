@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.results import Label
-from stages.tasks import SentenceEmbedding, TextClassification, join_windows
+from stages.classification import TextClassification
+from stages.embeddings import SentenceEmbedding
+from stages.tasks import join_windows
 
 LABELS = ("NEGATIVE", "NEUTRAL", "POSITIVE")
 

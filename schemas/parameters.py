@@ -1,0 +1,60 @@
+"""Parameters: what a request asks of the tasks that answer it, under `transformers`' and sentence-transformers' names.
+
+They hold for every model of the ensemble whose task knows them, in place of what the ensemble file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from schemas.errors import BadRecord, Reason
+
+# `transformers`' names for its `function_to_apply`.
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+# sentence-transformers' names for its `precision`, and float16.
+EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What of it is UNSET is as the ensemble file says."""
+
+    # text-classification
+    top_k: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
+    function_to_apply: ScoreFunction | UnsetType = UNSET
+    threshold: float | UnsetType = UNSET
+    # sentence-embedding
+    truncate_dim: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    normalize: bool | UnsetType = UNSET
+    precision: EmbeddingPrecision | UnsetType = UNSET
+    # zero-shot-classification
+    multi_label: bool | UnsetType = UNSET
+    hypothesis_template: str | UnsetType = UNSET
+
+    def names(self) -> list[str]:
+        """Of those that are set."""
+        return [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
+
+
+# Of each task.
+KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("top_k", "function_to_apply", "threshold"),
+    "sentence-embedding": ("truncate_dim", "normalize", "precision"),
+    "text-ranking": ("top_k", "function_to_apply"),
+    "zero-shot-classification": ("multi_label", "hypothesis_template"),
+}
+
+
+def check_parameters(parameters: Parameters, tasks: Collection[str]) -> None:
+    """Raises BadRecord where none of the ensemble's tasks knows one of them."""
+    known = [name for task in sorted(tasks) for name in KNOWN_PARAMETERS.get(task, ())]
+    for name in parameters.names():
+        if name not in known:
+            raise BadRecord(
+                Reason.BAD_REQUEST,
+                f"parameters.{name}: no model here knows it ({', '.join(sorted(tasks))}); known: "
+                f"{', '.join(known) or 'none'}",
+            )
