@@ -26,6 +26,8 @@ class StageName(StrEnum):
 class TaskName(StrEnum):
     SENTENCE_EMBEDDING = "sentence-embedding"
     TEXT_CLASSIFICATION = "text-classification"
+    TEXT_RANKING = "text-ranking"
+    ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 
 
 # Of several commands.
@@ -134,7 +136,8 @@ Task = Annotated[
     TaskName | None,
     typer.Option(
         metavar="TASK",
-        help="With --model: sentence-embedding or text-classification. Default: what the model is made for.",
+        help="With --model: sentence-embedding, text-classification, text-ranking or zero-shot-classification. "
+        "Default: what the model is made for.",
         show_default=False,
     ),
 ]

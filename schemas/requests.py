@@ -160,7 +160,10 @@ def _decode_json(value: bytes, kind: RequestKind) -> Body:
     try:
         body: Body = _decoders[kind].decode(value)
     except msgspec.ValidationError as err:
-        raise BadRecord(Reason.BAD_REQUEST, f"{err}; a request is {_SHAPES[kind]}") from err
+        allowed = f"a request is {_SHAPES[kind]}"
+        if "$.parameters`" in str(err):
+            allowed = f"known parameters: {', '.join(Parameters.__struct_fields__)}"
+        raise BadRecord(Reason.BAD_REQUEST, f"{err}; {allowed}") from err
     except msgspec.DecodeError as err:
         raise _no_json(value, str(err), kind) from err
     except UnicodeDecodeError as err:

@@ -124,7 +124,7 @@ def wrapped(tokenizer: Tokenizer, kind: str) -> transformers.PreTrainedTokenizer
     )
 
 
-def spread(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> None:
+def make_decisive(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> None:
     """Make its decisions differ."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -136,8 +136,9 @@ def spread(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> None:
         logits = torch.cat([model(**each).logits for each in inputs])
         last = getattr(model.classifier, "out_proj", model.classifier)
         last.bias -= logits.mean(dim=0)
-        last.bias /= logits.std()
-        last.weight /= logits.std()
+        spread = (logits - logits.mean(dim=0)).std()
+        last.bias /= spread
+        last.weight /= spread
 
 
 def rounded(answer: Any) -> Any:
@@ -173,7 +174,7 @@ def main() -> None:
                 label2id={label: place for place, label in enumerate(labels)},
             )
             model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
-            spread(model, tokenizer, pairs[:100])
+            make_decisive(model, tokenizer, pairs[:100])
             key = f"{family}-{head}"
             configs[key] = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
             for tensor_name, tensor in model.state_dict().items():
