@@ -6,6 +6,7 @@ more; where they are missing it raises EngineUnavailable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -77,23 +78,38 @@ class Device:
         return EngineError(f"GPU {self.index} ({self.name}): {err}")
 
 
-class Mirror:
-    """Arrays end to end in page-locked memory, and as much on the GPU: `arrays` here, `pointers` there."""
+class Memory:
+    """Page-locked memory, and as much on the GPU."""
 
-    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
-        sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in layout.items()}
+    def __init__(self, size_bytes: int) -> None:
+        self.host: NDArray[np.uint8] = driver.pagelocked_zeros(size_bytes, np.uint8)
+        self.device = device_memory(size_bytes)
+
+
+class Mirror:
+    """Arrays end to end in page-locked memory, and as much on the GPU: `arrays` here, `pointers` there. In `memory`,
+    where arrays that are used at other times share it, or in their own."""
+
+    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]], memory: Memory | None = None) -> None:
+        sizes = {name: _size_bytes(shape, dtype) for name, (shape, dtype) in layout.items()}
         starts: dict[str, int] = {}
         end = 0
         for name, size in sizes.items():
             starts[name] = end
-            end += -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        self._host: NDArray[np.uint8] = driver.pagelocked_zeros(end, np.uint8)
-        self._device = driver.mem_alloc(end)
+            end += _aligned(size)
+        memory = memory or Memory(end)
+        self._host = memory.host[:end]
+        self._device = memory.device
         self.arrays = {
             name: self._host[starts[name] : starts[name] + sizes[name]].view(dtype).reshape(shape)
             for name, (shape, dtype) in layout.items()
         }
         self.pointers = {name: int(self._device) + start for name, start in starts.items()}
+
+    @staticmethod
+    def size_bytes(layout: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> int:
+        """Of the memory that it needs."""
+        return sum(_aligned(_size_bytes(shape, dtype)) for shape, dtype in layout.values())
 
     def to_device(self, stream: Any) -> None:
         """All arrays, in one copy."""
@@ -127,6 +143,11 @@ class Recording:
         _checked(bindings.cuGraphDestroy(self._graph))
 
 
+def device_memory(size_bytes: int) -> Any:
+    """Memory on the GPU alone, as int() its address, for as long as it is held."""
+    return driver.mem_alloc(max(1, size_bytes))
+
+
 def new_stream() -> Any:
     """Work on it is done in order, beside that of other streams."""
     return driver.Stream()
@@ -135,6 +156,14 @@ def new_stream() -> Any:
 def new_event() -> Any:
     """To wait for without using the processor."""
     return driver.Event(driver.event_flags.BLOCKING_SYNC | driver.event_flags.DISABLE_TIMING)
+
+
+def _size_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
 def _checked(returned: tuple[Any, ...]) -> tuple[Any, ...]:

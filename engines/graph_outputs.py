@@ -12,10 +12,7 @@ from onnx import TensorProto
 
 from engines.checkpoint import Pooling
 from engines.graph_writer import Graph
-from engines.heads import PooledOutput
-
-# Under the norm of any real vector, over float16's smallest number: an empty slot gives 0 and not 0 / 0.
-_SMALLEST_NORM = 1e-6
+from engines.heads import SMALLEST_NORM, PooledOutput
 
 
 def pooled_outputs(graph: Graph, outputs: Sequence[PooledOutput], hidden: str, *, width: int) -> None:
@@ -34,7 +31,7 @@ def finished_output(graph: Graph, output: PooledOutput, value: str) -> None:
     if output.normalize:
         squares = graph.add("ReduceSum", graph.add("Mul", value, value), graph.constant(np.array([-1])), keepdims=1)
         norm = graph.add("Sqrt", squares)
-        value = graph.add("Div", value, graph.add("Max", norm, _float32(graph, _SMALLEST_NORM)))
+        value = graph.add("Div", value, graph.add("Max", norm, _float32(graph, SMALLEST_NORM)))
     for dense in output.head.layers if output.head else ():
         weight = graph.constant(np.ascontiguousarray(dense.weight.T))
         value = graph.add("Add", graph.add("MatMul", value, weight), graph.constant(dense.bias))

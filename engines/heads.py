@@ -20,6 +20,9 @@ from engines.checkpoint import Checkpoint, Pooling
 from engines.errors import CheckpointError
 from engines.families import FAMILIES, Activation
 
+# Under the norm of any real vector, over float16's smallest number: nothing at all gives 0 and not 0 / 0.
+SMALLEST_NORM = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseLayer:

@@ -20,15 +20,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, compose, numpy_helper, version_converter
 
 from engines.errors import CheckpointError
+from engines.exporters import check_inputs, chosen_output
 from engines.graph import written
 from engines.graph_outputs import finished_output, pooled_outputs
 from engines.graph_writer import Graph, Weights
 from engines.heads import PooledOutput, check_outputs
 from engines.precision import Numbers
 
-# What exporters call what is wanted of them, the most finished first.
-USUAL_OUTPUTS = ("sentence_embedding", "logits", "last_hidden_state", "token_embeddings")
-_KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 # From here on axes are inputs, as in the nodes that are added; older files are converted.
 _OLDEST_OPSET, _CONVERTED_OPSET = 13, 17
 _PREFIX = "model:"
@@ -58,12 +56,7 @@ def read_onnx(path: Path, *, output: str | None = None) -> OnnxModel:
     model = _loaded(path, weights=False)
     _check_inputs(path, model)
     found = {each.name: each.type.tensor_type for each in model.graph.output}
-    name = output or next((usual for usual in USUAL_OUTPUTS if usual in found), None)
-    if name is None and len(found) == 1:
-        name = next(iter(found))
-    if name is None or name not in found:
-        which = f"no output {name!r}" if name else "several outputs, and none of a usual name"
-        raise CheckpointError(f"{path}: {which}: name one of them in onnx_output: {', '.join(found)}")
+    name = chosen_output(path, found, output, option="onnx_output")
     dims = found[name].shape.dim
     if len(dims) not in (2, 3) or not dims[-1].dim_value or (len(dims) == 3 and dims[1].dim_value):
         raise CheckpointError(
@@ -202,12 +195,7 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
     inputs = {each.name: each for each in _inputs(model)}
-    for name in inputs:
-        if name not in _KNOWN_INPUTS:
-            raise CheckpointError(f"{path}: nothing to put into its input {name!r}; known: {', '.join(_KNOWN_INPUTS)}")
-    for name in _KNOWN_INPUTS[:2]:
-        if name not in inputs:
-            raise CheckpointError(f"{path}: no input {name!r}: export the model with it")
+    check_inputs(path, inputs)
     for name, each in inputs.items():
         dims = each.type.tensor_type.shape.dim
         if len(dims) != 2 or any(dim.dim_value for dim in dims):

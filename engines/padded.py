@@ -6,11 +6,13 @@ that there is. The work is that of padding, as with any engine that does not pac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.plan_shapes import PlanShape
 from engines.rows import Engine, PackedRows
 
 
@@ -25,6 +27,12 @@ class PaddedEngine:
         self._engine = engine
         self._lengths = np.array(lengths)
         self._max_tokens = max_tokens
+
+    @classmethod
+    def of_shapes(cls, engine: Engine, shapes: Collection[PlanShape]) -> Self:
+        """For an engine whose plans have these shapes."""
+        lengths = sorted({shape.row_length for shape in shapes})
+        return cls(engine, lengths=lengths, max_tokens=max(shape.tokens for shape in shapes))
 
     @property
     def widths(self) -> Mapping[str, int]:

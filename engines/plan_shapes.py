@@ -70,14 +70,25 @@ def plan_shapes(*, row_length: int, max_length: int, max_batch_tokens: int) -> l
 def padded_shapes(*, max_length: int, max_batch_tokens: int) -> list[PlanShape]:
     """For rows of one text each, up to `max_length` tokens: lengths that double, so that a text is padded to less than
     twice its own; of each a full micro-batch, and an eighth of one."""
+    return sorted(
+        PlanShape(row_length=length, rows=rows)
+        for length in padded_lengths(max_length)
+        for rows in row_counts(length, max_batch_tokens)
+    )
+
+
+def padded_lengths(max_length: int) -> list[int]:
+    """Of padded rows, sorted."""
     lengths = [min(_SHORTEST, max_length)]
     while lengths[-1] < max_length:
         lengths.append(min(2 * lengths[-1], max_length))
-    shapes: set[PlanShape] = set()
-    for length in lengths:
-        full = max(1, max_batch_tokens // length)
-        shapes |= {PlanShape(row_length=length, rows=rows) for rows in (-(-full // _SMALLER), full)}
-    return sorted(shapes)
+    return lengths
+
+
+def row_counts(row_length: int, max_batch_tokens: int) -> list[int]:
+    """Of padded rows of so many tokens, sorted."""
+    full = max(1, max_batch_tokens // row_length)
+    return sorted({-(-full // _SMALLER), full})
 
 
 def parts(rows: PackedRows, shapes: Sequence[PlanShape]) -> Iterator[tuple[PlanShape, PackedRows, NDArray[np.intp]]]:

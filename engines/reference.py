@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.encoder import EncoderLayer, Norm, read_encoder
-from engines.families import Activation
-from engines.heads import DenseLayer, PooledOutput, check_outputs
+from engines.heads import PooledOutput, check_outputs
+from engines.numpy_outputs import activated, dense, finished
 from engines.rows import PackedRows, checked_rows
-
-_erf = np.frompyfunc(math.erf, 1, 1)
 
 
 class ReferenceEngine:
@@ -56,33 +53,13 @@ class ReferenceEngine:
         hidden = encoder.words[ids].astype(np.float64) + encoder.positions[positions]
         hidden = _norm(hidden, encoder.embeddings_norm, encoder.norm_epsilon)
         if encoder.projection is not None:
-            hidden = _dense(hidden, encoder.projection)
+            hidden = dense(hidden, encoder.projection)
         for layer in encoder.layers:
             attended = _attend(hidden, layer, encoder.attention_heads)
             hidden = _norm(hidden + attended, layer.attention_norm, encoder.norm_epsilon)
-            inner = _activated(_dense(hidden, layer.intermediate), encoder.activation)
-            hidden = _norm(hidden + _dense(inner, layer.output), layer.output_norm, encoder.norm_epsilon)
+            inner = activated(dense(hidden, layer.intermediate), encoder.activation)
+            hidden = _norm(hidden + dense(inner, layer.output), layer.output_norm, encoder.norm_epsilon)
         return hidden
-
-
-def _dense(value: NDArray[np.float64], dense: DenseLayer) -> NDArray[np.float64]:
-    product: NDArray[np.float64] = value @ dense.weight.T.astype(np.float64) + dense.bias
-    return product
-
-
-def _activated(value: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
-    match activation:
-        case "relu":
-            return np.maximum(value, 0.0)
-        case "tanh":
-            return np.tanh(value)
-        case "gelu":
-            return value * 0.5 * (1.0 + np.asarray(_erf(value / math.sqrt(2.0)), np.float64))
-        case "gelu_tanh":  # the paper's second formula
-            inner = math.sqrt(2.0 / math.pi) * (value + 0.044715 * value**3)
-            return value * 0.5 * (1.0 + np.tanh(inner))
-        case _:
-            assert_never(activation)
 
 
 def _norm(value: NDArray[np.float64], norm: Norm, epsilon: float) -> NDArray[np.float64]:
@@ -95,22 +72,15 @@ def _norm(value: NDArray[np.float64], norm: Norm, epsilon: float) -> NDArray[np.
 def _attend(hidden: NDArray[np.float64], layer: EncoderLayer, heads: int) -> NDArray[np.float64]:
     tokens, width = hidden.shape
     query, key, value = (
-        _dense(hidden, dense).reshape(tokens, heads, width // heads).transpose(1, 0, 2)  # (heads, T, d)
-        for dense in (layer.query, layer.key, layer.value)
+        dense(hidden, each).reshape(tokens, heads, width // heads).transpose(1, 0, 2)  # (heads, T, d)
+        for each in (layer.query, layer.key, layer.value)
     )
     scores = query @ key.transpose(0, 2, 1) / math.sqrt(width // heads)  # (heads, T, T)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     joined = (shares @ value).transpose(1, 0, 2).reshape(tokens, width)
-    return _dense(joined, layer.attention)
+    return dense(joined, layer.attention)
 
 
 def _pool(output: PooledOutput, hidden: NDArray[np.float64], positions: NDArray[np.int32]) -> NDArray[np.float64]:
-    value: NDArray[np.float64] = hidden.mean(axis=0) if output.pooling == "mean" else hidden[positions == 0][0]
-    if output.normalize:
-        value = value / np.linalg.norm(value)
-    for dense in output.head.layers if output.head else ():
-        value = _dense(value, dense)
-        if dense.activation is not None:
-            value = _activated(value, dense.activation)
-    return value
+    return finished(output, hidden.mean(axis=0) if output.pooling == "mean" else hidden[positions == 0][0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from engines import cuda
 from engines.errors import EngineBusy, EngineError, EngineLost, PlanError
+from engines.lane_arrays import LaneArrays, PackedArrays
 from engines.lanes import LANES_PER_INSTANCE, Lane
 from engines.plan_shapes import PlanShape
 from engines.rows import PackedRows
@@ -29,35 +30,33 @@ from engines.tensorrt_library import new_logger, started
 
 log = logging.getLogger("penstock.tensorrt")
 
-_ROW_INPUTS = ("input_ids", "position_ids", "segment_ids")
-
 
 class GpuLane:
     """A lane on a GPU: arrays and recordings of each shape."""
 
     def __init__(
-        self,
-        device: cuda.Device,
-        stream: Any,
-        contexts: Mapping[PlanShape, _Context],
-        widths: Mapping[str, int],
+        self, device: cuda.Device, stream: Any, contexts: Mapping[PlanShape, Context], arrays: LaneArrays
     ) -> None:
         self._device = device
         self._stream = stream
+        self._arrays = arrays
         self._done = cuda.new_event()
-        self._shapes = {shape: _ShapeLane(shape, context, stream, widths) for shape, context in contexts.items()}
+        # One shape is computed at a time, so that their outputs may lie in one place.
+        outputs = cuda.Memory(max(cuda.Mirror.size_bytes(arrays.outputs(shape)) for shape in contexts))
+        self._shapes = {
+            shape: _ShapeLane(shape, context, stream, arrays, outputs) for shape, context in contexts.items()
+        }
 
     def run(self, shape: PlanShape, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         lane = self._shapes[shape]
-        lane.fill(rows)
-        texts = rows.row.size
+        self._arrays.fill(lane.inputs.arrays, rows)
         with self._device.current():
             lane.launch()
             for name in lane.outputs.arrays:
-                lane.outputs.to_host(name, texts, self._stream)
+                lane.outputs.to_host(name, rows.row.size, self._stream)
             self._done.record(self._stream)
             self._done.synchronize()
-        return {name: array[:texts].copy() for name, array in lane.outputs.arrays.items()}
+        return self._arrays.answers(lane.outputs.arrays, rows)
 
     def close(self) -> None:
         try:
@@ -69,11 +68,13 @@ class GpuLane:
             log.debug("lane not closed: %s", err)
 
 
-class _Context:
-    """A plan's execution context, of which one thread at a time may set addresses and enqueue."""
+class Context:
+    """A plan's execution context, of which one thread at a time may set addresses and enqueue. `memory` is what it
+    computes in, where that is not its own."""
 
-    def __init__(self, execution: Any) -> None:
+    def __init__(self, execution: Any, memory: Sequence[Any] = ()) -> None:
         self._execution = execution
+        self._memory = memory
         self._lock = threading.Lock()
 
     def enqueue(self, pointers: Mapping[str, int], stream: Any) -> None:
@@ -88,13 +89,14 @@ class _Context:
 class _ShapeLane:
     """One shape's arrays, and its work recorded."""
 
-    def __init__(self, shape: PlanShape, context: _Context, stream: Any, widths: Mapping[str, int]) -> None:
+    def __init__(
+        self, shape: PlanShape, context: Context, stream: Any, arrays: LaneArrays, outputs: cuda.Memory
+    ) -> None:
         self._context = context
         self._stream = stream
-        self._row_length = shape.row_length
-        self.inputs = cuda.Mirror({name: (size, np.int32) for name, size in shape.inputs().items()})
-        self.inputs.arrays["slots"][:] = np.arange(1, shape.row_length + 1)
-        self.outputs = cuda.Mirror({name: ((shape.texts, width), np.float32) for name, width in widths.items()})
+        self.inputs = cuda.Mirror(arrays.inputs(shape))
+        arrays.prepare(self.inputs.arrays)
+        self.outputs = cuda.Mirror(arrays.outputs(shape), outputs)
         self._compute()  # what a context allocates and chooses at its first use can't be recorded
         stream.synchronize()
         self._recording: cuda.Recording | None = None
@@ -102,15 +104,6 @@ class _ShapeLane:
             self._recording = cuda.Recording(stream, self._compute)
         except cuda.DriverError as err:
             log.warning("plan %s: not recorded, each launch takes longer: %s", shape, err)
-
-    def fill(self, rows: PackedRows) -> None:
-        """The rows' numbers; what lies right of them is nobody's, what lies below is of an earlier batch and unread."""
-        count, length = rows.input_ids.shape
-        for name in _ROW_INPUTS:
-            array = self.inputs.arrays[name]
-            array[:count, :length] = getattr(rows, name)
-            array[:count, length:] = 0
-        self.inputs.arrays["texts"][: rows.row.size] = rows.row * np.int32(self._row_length) + rows.slot
 
     def launch(self) -> None:
         if self._recording is not None:
@@ -145,13 +138,33 @@ def open_lanes(
             engines[shape] = runtime.deserialize_cuda_engine(plan)
             if engines[shape] is None:
                 raise PlanError(f"plan {shape} can't be loaded on GPU {device.index} ({device.name}): {logger.said()}")
-        lanes: list[list[Lane]] = []
-        for _ in range(instances):
-            stream = cuda.new_stream()
+
+        def contexts(stream: Any) -> dict[PlanShape, Context]:  # noqa: ARG001 - a plan of one shape needs nothing done
             executions = {shape: engine.create_execution_context() for shape, engine in engines.items()}
             if None in executions.values():
-                raise EngineBusy(f"GPU {device.index} ({device.name}): no room for a plan: {logger.said()}")
-            contexts = {shape: _Context(execution) for shape, execution in executions.items()}
-            lanes.append([GpuLane(device, stream, contexts, widths) for _ in range(LANES_PER_INSTANCE)])
+                raise no_room(device, logger)
+            return {shape: Context(execution) for shape, execution in executions.items()}
+
+        return lanes_of(device, contexts, PackedArrays(widths), instances=instances)
+
+
+def lanes_of(
+    device: cuda.Device,
+    contexts: Callable[[Any], Mapping[PlanShape, Context]],
+    arrays: LaneArrays,
+    *,
+    instances: int,
+) -> list[Lane]:
+    """Lanes of one GPU, which is the current one; `contexts` makes an instance's, for its stream."""
+    lanes: list[list[Lane]] = []
+    for _ in range(instances):
+        stream = cuda.new_stream()
+        mine = contexts(stream)
+        lanes.append([GpuLane(device, stream, mine, arrays) for _ in range(LANES_PER_INSTANCE)])
     # One lane of each instance before the second of any.
     return [lane for place in range(LANES_PER_INSTANCE) for lane in (each[place] for each in lanes)]
+
+
+def no_room(device: cuda.Device, logger: Any) -> EngineBusy:
+    """What it means that TensorRT made no execution context."""
+    return EngineBusy(f"GPU {device.index} ({device.name}): no room for a plan: {logger.said()}")

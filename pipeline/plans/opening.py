@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,12 @@ from engines.source import GraphSource, of_checkpoint
 from engines.tensorrt_library import load_tensorrt
 from pipeline.engine_settings import processors
 from pipeline.plans.cache import About, PlanCache, digest
+from pipeline.plans.gpus import opened_gpus
 from pipeline.plans.samples import Windows, sample_rows
 from pipeline.settings import EnsembleSettings
+
+if TYPE_CHECKING:
+    from engines.cuda import Device
 
 log = logging.getLogger("penstock.plans")
 
@@ -118,13 +123,10 @@ def open_tensorrt_onnx_engine(
 
 def _open(settings: EnsembleSettings, model: Model) -> Engine:
     trt = load_tensorrt()
-    from engines import cuda  # where there is no GPU it can't be imported
-    from engines.tensorrt import open_lanes
+    from engines.tensorrt import open_lanes  # where there is no GPU it can't be imported
 
     widths = model.source.widths
     may_build = settings.engine.plans == "build"
-    devices: list[cuda.Device] = []
-    lanes: list[list[Lane]] = []
 
     def engine_of(
         lanes: Sequence[Lane], shapes: Collection[PlanShape], on_close: Callable[[], None] = lambda: None
@@ -138,41 +140,31 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
             types=model.source.types,
             on_close=on_close,
         )
-        if not model.source.one_text_a_row:
-            return engine
-        lengths = sorted({shape.row_length for shape in shapes})
-        return PaddedEngine(engine, lengths=lengths, max_tokens=max((shape.tokens for shape in shapes), default=0))
+        return PaddedEngine.of_shapes(engine, shapes) if model.source.one_text_a_row else engine
 
-    def trial(device: cuda.Device, plans: Mapping[PlanShape, bytes]) -> Engine:
+    def trial(device: Device, plans: Mapping[PlanShape, bytes]) -> Engine:
         return engine_of(open_lanes(trt, device, plans, widths, instances=1), plans)
 
-    def close() -> None:
-        for device in devices:
-            device.close()
+    def opened(device: Device, plans: Mapping[PlanShape, bytes]) -> list[Lane]:
+        return open_lanes(trt, device, plans, widths, instances=settings.engine.instance_count)
 
-    try:
-        for index in settings.engine.devices:
-            devices.append(cuda.Device(index))
+    with opened_gpus(settings.engine.devices) as gpus:
         cache = PlanCache(settings.engine.plan_cache)
         graph = _graph(model, cache)
-        for device in devices:
+        for device in gpus.devices:
             plans = _Plans(trt, device.name, device.compute_capability, cache, model, graph)
             with device.current():
                 ready = plans.ready(may_build=may_build, opened=partial(trial, device))
             try:
-                lanes.append(open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count))
+                gpus.lanes.append(opened(device, ready))
             except PlanError as err:
                 if not may_build:
                     raise
                 log.warning("%s: built anew", err)
                 with device.current():
                     ready = plans.ready(may_build=True, opened=partial(trial, device), anew=True)
-                lanes.append(open_lanes(trt, device, ready, widths, instances=settings.engine.instance_count))
-    except BaseException:
-        engine_of([lane for some in lanes for lane in some], [], close).close()
-        raise
-    # In turn, so that no GPU gets a second batch before each has one.
-    return engine_of([lane for some in zip(*lanes, strict=True) for lane in some], model.shapes, close)
+                gpus.lanes.append(opened(device, ready))
+    return engine_of(gpus.lanes_in_turn(), model.shapes, gpus.close)
 
 
 class _Plans:

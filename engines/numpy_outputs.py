@@ -1,0 +1,51 @@
+"""From a text's vector to its outputs in NumPy, float64: normalising, and a head of dense layers.
+
+For what computes on the processor, or ends there: the oracle, and plans that are not of this package's graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.families import Activation
+from engines.heads import SMALLEST_NORM, DenseLayer, PooledOutput
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def finished(output: PooledOutput, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The output's numbers (..., W) of pooled vectors (..., H)."""
+    value = vectors
+    if output.normalize:
+        value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), SMALLEST_NORM)
+    for layer in output.head.layers if output.head else ():
+        value = dense(value, layer)
+        if layer.activation is not None:
+            value = activated(value, layer.activation)
+    return value
+
+
+def dense(value: NDArray[np.float64], layer: DenseLayer) -> NDArray[np.float64]:
+    """(..., in) to (..., out), without the activation."""
+    product: NDArray[np.float64] = value @ layer.weight.T.astype(np.float64) + layer.bias
+    return product
+
+
+def activated(value: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """By the papers: `gelu` and `gelu_tanh` are GELU's two formulas."""
+    match activation:
+        case "relu":
+            return np.maximum(value, 0.0)
+        case "tanh":
+            return np.tanh(value)
+        case "gelu":
+            return value * 0.5 * (1.0 + np.asarray(_erf(value / math.sqrt(2.0)), np.float64))
+        case "gelu_tanh":  # the paper's second formula
+            inner = math.sqrt(2.0 / math.pi) * (value + 0.044715 * value**3)
+            return value * 0.5 * (1.0 + np.tanh(inner))
+        case _:
+            assert_never(activation)
