@@ -13,7 +13,7 @@ from engines.heads import PooledOutput, check_outputs
 from engines.onnx_model import OnnxModel, onnx_graph
 
 # Where nobody knows a model's vocabulary: any id that there is.
-_ANY_ID = 1 << 31
+ANY_ID = 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def of_onnx(
     return GraphSource(
         path=model.path,
         widths=check_outputs(outputs, hidden_size=model.width),
-        vocab_size=vocab_size or _ANY_ID,
+        vocab_size=vocab_size or ANY_ID,
         max_positions=max_positions,
         types=2,
         graph=lambda beside: onnx_graph(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ from stages.tasks import PairsTask
 from stages.tasks import Task as TaskStage
 from stages.tokenize import TextTokenizer, TokenizeStage
 
+if TYPE_CHECKING:
+    from pipeline.user_models import Answer
+
 
 def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
@@ -73,9 +77,10 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
 
     Raises UserError, WorkerFailure.
     """
-    sharing: dict[tuple[Path, Path | None, str | None], list[int]] = {}
+    sharing: dict[tuple[object, ...], list[int]] = {}
     for index, model in enumerate(settings.models):
-        sharing.setdefault((_folder(settings, index), model.onnx, model.onnx_output), []).append(index)
+        of_the_user = (model.onnx, model.onnx_output, model.plan, model.plan_output)
+        sharing.setdefault((_folder(settings, index), *of_the_user), []).append(index)
     samples = cache(lambda: sample_windows(settings, open_tokenizer(settings)))
     with ExitStack() as opened:
         engines: list[Engine] = []
@@ -123,7 +128,7 @@ def _found(source: str) -> Path:
 def _config(settings: EnsembleSettings, index: int) -> CheckpointConfig:
     folder = _folder(settings, index)
     with _blaming(settings, "models", index, "source"):
-        return read_config(folder, any_model=settings.models[index].onnx is not None)
+        return read_config(folder, any_model=not settings.models[index].is_checkpoint)
 
 
 def _open_engine(settings: EnsembleSettings, indices: Sequence[int], samples: Windows) -> Engine:
@@ -131,6 +136,8 @@ def _open_engine(settings: EnsembleSettings, indices: Sequence[int], samples: Wi
     engine, first = settings.engine, indices[0]
     if settings.models[first].onnx is not None:
         return _open_onnx_engine(settings, indices, samples)
+    if settings.models[first].plan is not None:
+        return _open_plan(settings, indices)
     with _blaming(settings, "models", first, "source"):
         checkpoint = load_checkpoint(_folder(settings, first))
         outputs = [_output(settings, index, checkpoint) for index in indices]
@@ -146,35 +153,55 @@ def _open_onnx_engine(settings: EnsembleSettings, indices: Sequence[int], sample
 
     model, config = settings.models[indices[0]], _config(settings, indices[0])
     with _blaming(settings, "models", indices[0], "onnx"):
-        outputs = [_onnx_output(settings, index, config) for index in indices]
+        found = user_models.read_model(model)
+        outputs = [_user_output(settings, index, config, found) for index in indices]
         source = user_models.graph_source(model, config, outputs, max_length=max_length(settings))
         engine = settings.engine
         if engine.kind == "tensorrt":
             from pipeline.plans.opening import open_tensorrt_onnx_engine
 
-            halved = user_models.read_model(model).halved
             try:
                 return open_tensorrt_onnx_engine(
-                    settings, source, outputs, halved=halved, max_length=source.max_positions, windows=samples
+                    settings, source, outputs, halved=found.halved, max_length=source.max_positions, windows=samples
                 )
             except ParityError as err:
                 raise CheckpointError(f"{err}: export it in float32, or name sample_texts like those to come") from err
         return open_source(engine.kind, source, threads=engine.threads, instances=engine.instance_count)
 
 
-def _onnx_output(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> PooledOutput:
+def _open_plan(settings: EnsembleSettings, indices: Sequence[int]) -> Engine:
+    from pipeline.plans.finished import open_finished_plan
+
+    model, config = settings.models[indices[0]], _config(settings, indices[0])
+    assert model.plan is not None
+    with _blaming(settings, "models", indices[0], "plan"):
+        return open_finished_plan(
+            settings,
+            model.plan,
+            lambda plan: [_user_output(settings, index, config, plan) for index in indices],
+            output=model.plan_output,
+            vocab_size=config.config.vocab_size or None,
+            first_position=config.config.first_position,
+            max_length=max_length(settings),
+        )
+
+
+def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig, found: Answer) -> PooledOutput:
+    """Of a file of the user's: `found` is what it says of itself."""
     from pipeline import user_models
 
     model = settings.models[index]
     head = _head(settings, index) if model.head is not None else None
-    with _blaming(settings, "models", index, "onnx"):
-        if _task(model, config) != "sentence-embedding" and head is None:
-            return user_models.logits_output(model, config)
+    task = _task(model, config)
+    with _blaming(settings, "models", index, "onnx" if model.plan is None else "plan"):
+        if task != "sentence-embedding" and head is None:
+            return user_models.logits_output(model, config, found)
+        if task == "sentence-embedding" and model.plan is not None:
+            user_models.check_plan_width(config, found)
         pooling, normalize = _pooling(model, config)
-        output = user_models.vector_output(model, config, pooling=pooling, normalize=normalize, head=head)
-        width = user_models.read_model(model).width
+        output = user_models.vector_output(model, config, found, pooling=pooling, normalize=normalize, head=head)
     with _blaming(settings, "models", index, "head"):
-        check_outputs([output], hidden_size=width)
+        check_outputs([output], hidden_size=found.width)
     return output
 
 
@@ -277,6 +304,9 @@ def _tasks(settings: EnsembleSettings) -> list[Task]:
 def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:
     model = settings.models[index]
     if model.onnx is None:
+        if not config.config.hidden_size:
+            message = f"{config.folder / 'config.json'} does not say hidden_size: write the vector's width there"
+            raise settings.mistake("models", index, "source", message=message)
         return config.config.hidden_size
     from pipeline.user_models import read_model  # onnx is not for every worker's start
 

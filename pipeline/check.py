@@ -49,7 +49,9 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
         instances = _counted(engine.instance_count, "instance")
         if engine.on_gpu:
             gpus = _counted(len(engine.devices), "GPU")
-            return f"{engine.kind} in {engine.number_type}, {instances} on each of {gpus}"
+            # A file of the user's has the numbers that it has.
+            numbers = f" in {engine.number_type}" if any(model.is_checkpoint for model in settings.models) else ""
+            return f"{engine.kind}{numbers}, {instances} on each of {gpus}"
         return f"{engine.kind}, {instances} of {_counted(engine.threads, 'thread')}"
 
     host_is_ours = succeeds(f"http {settings.http.host}", lambda: _http(settings))

@@ -95,6 +95,14 @@ class ModelSettings(Section):
     """The file's output to be used: of texts (texts, width), or of tokens, which are pooled. Default: the first that is
     there of sentence_embedding, logits, last_hidden_state, token_embeddings; or the only one."""
 
+    plan: FilePath | None = None
+    """With `engine.kind: tensorrt`, in place of `onnx`: a TensorRT plan, such as trtexec saves, relative to the
+    ensemble file, of a model that reads what an `onnx` file's does. It is run as it is, and compared with nothing. A
+    vector's width and the labels are those of `source`'s config.json."""
+
+    plan_output: str | None = Field(default=None, min_length=1)
+    """The plan's output to be used, as `onnx_output`."""
+
     task: Task | None = None
     """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding. text-ranking
     is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference."""
@@ -134,11 +142,20 @@ class ModelSettings(Section):
     """A NumPy file (.npy) of shape (2, width): the least and the largest value of each of an embedding's numbers, as
     sentence-transformers' quantize_embeddings takes them. Relative to the ensemble file."""
 
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether its graph is written here, and not the user's."""
+        return self.onnx is None and self.plan is None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         wrong = Contradictions()
         if self.onnx is None and self.onnx_output is not None:
             wrong.add("onnx_output", message="has no effect without onnx; allowed with: onnx")
+        if self.plan is None and self.plan_output is not None:
+            wrong.add("plan_output", message="has no effect without plan; allowed with: plan")
+        if self.plan is not None and self.onnx is not None:
+            wrong.add("plan", message="is not allowed with onnx; allowed: one of them")
         for option, tasks in _OF_TASKS.items():
             if self.task is not None and option in self.model_fields_set and self.task not in tasks:
                 wrong.add(option, message=f"has no effect on a {self.task}; allowed with: {', '.join(tasks)}")

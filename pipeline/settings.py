@@ -185,6 +185,9 @@ class EnsembleSettings(WholeFile):
             if (first := models.setdefault(model.name, index)) != index:
                 message = f"{shown(model.name)} is also the name of models[{first}]; allowed: a name of its own"
                 wrong.add("models", index, "name", message=message)
+            if model.plan is not None and not self.engine.on_gpu:
+                message = f"a plan needs engine.kind: tensorrt, and not {self.engine.kind}; allowed with any: onnx"
+                wrong.add("models", index, "plan", message=message)
         topics: dict[str, str] = {}
         for option, topic in asdict(self.topic_names).items():
             # Kafka's own metrics write _ for . and so it refuses two topics that differ by no more.

@@ -1,10 +1,11 @@
-"""Models of the user's own: ONNX files, from an ensemble's settings to what is computed of them."""
+"""Models of the user's own, ONNX files and plans, from an ensemble's settings to what is computed of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from engines.checkpoint import CheckpointConfig, Pooling, sentence_settings
 from engines.errors import CheckpointError
@@ -26,9 +27,26 @@ def _read(path: Path, output: str | None) -> OnnxModel:
     return read_onnx(path, output=output)
 
 
-def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutput:
+class Answer(Protocol):
+    """What a file says of the output that is read."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def output(self) -> str: ...
+
+    @property
+    def per_token(self) -> bool:
+        """Whether it is (texts, tokens, width), and not (texts, width)."""
+        ...
+
+    @property
+    def width(self) -> int: ...
+
+
+def logits_output(model: ModelSettings, config: CheckpointConfig, found: Answer) -> PooledOutput:
     """The file's own logits, one for each of the config's labels. Raises CheckpointError."""
-    found = read_model(model)
     if found.per_token:
         raise CheckpointError(
             f"{found.path}: output {found.output!r} is of tokens, and no logits: export the model with its head, or "
@@ -43,15 +61,29 @@ def logits_output(model: ModelSettings, config: CheckpointConfig) -> PooledOutpu
 
 
 def vector_output(
-    model: ModelSettings, config: CheckpointConfig, *, pooling: Pooling, normalize: bool, head: Head | None
+    model: ModelSettings,
+    config: CheckpointConfig,
+    found: Answer,
+    *,
+    pooling: Pooling,
+    normalize: bool,
+    head: Head | None,
 ) -> PooledOutput:
     """A vector of the file's output, pooled where that is of tokens, and a head on it. Raises CheckpointError."""
-    found = read_model(model)
     if found.per_token and model.pooling is None:
         sentence_settings(config.folder)  # which may say that it is pooled in a way that is not supported
     if not found.per_token and model.pooling is not None:
         raise CheckpointError(f"{found.path}: output {found.output!r} is pooled already: leave pooling out")
     return PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)
+
+
+def check_plan_width(config: CheckpointConfig, plan: Answer) -> None:
+    """Whoever reads a plan's vectors knows their width from config.json alone. Raises CheckpointError."""
+    if plan.width != config.config.hidden_size:
+        raise CheckpointError(
+            f"{plan.path}: output {plan.output!r} is {plan.width} wide, and config.json says hidden_size "
+            f"{config.config.hidden_size}: take both from one model"
+        )
 
 
 def graph_source(

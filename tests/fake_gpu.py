@@ -1,7 +1,8 @@
 """A GPU without a GPU: as much of pycuda, cuda-bindings and TensorRT as Penstock uses, computed by ONNX Runtime.
 
-`install` puts the modules where `import` finds them. A plan is the graph and its shapes, pickled. What is recorded on a
-stream is replayed at its launch and not done before, as on the real one. Faults are set on the `FakeGpu`.
+`install` puts the modules where `import` finds them. A plan is the graph and its shapes, pickled; `finished_plan` makes
+one with optimization profiles. What is recorded on a stream is replayed at its launch and not done before, as on the
+real one, and only as long as its execution context is as it was. Faults are set on the `FakeGpu`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -36,6 +38,23 @@ class DriverRuntimeError(Error):
     pass
 
 
+# Least, best and most of each input.
+Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+_NUMBER_TYPES = {
+    "tensor(int32)": ("INT32", np.int32),
+    "tensor(int64)": ("INT64", np.int64),
+    "tensor(float)": ("FLOAT", np.float32),
+    "tensor(float16)": ("HALF", np.float16),
+}
+
+
+def finished_plan(model: bytes, *profiles: Profile, number_types: Mapping[str, str] | None = None) -> bytes:
+    """As trtexec would save it of an ONNX file; without profiles the file's axes must be fixed. `number_types` are told
+    in place of the file's own."""
+    return pickle.dumps((model, profiles, dict(number_types or {})))
+
+
 class FakeGpu:
     """What happens on it, and what is to go wrong."""
 
@@ -45,12 +64,17 @@ class FakeGpu:
         self.launches = 0
         self.built: list[dict[str, tuple[int, ...]]] = []
         self.contexts_detached = 0
+        self.contexts_made = 0
+        self.loaded = 0
         self.devices = 2
+        self.shapes: dict[str, tuple[int, ...]] = {}  # that outputs tell in place of their own
         # Faults.
         self.fails: Error | None = None  # the next computation, once
         self.is_lost: Error | None = None  # every call from now on
         self.refuses_enqueue = False
         self.refuses_recording = False
+        self.refuses_shapes = False
+        self.has_no_room = False
         self.spoils: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
         self._addresses = itertools.count(1 << 20, 1 << 24)
 
@@ -85,11 +109,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         if parent:
             setattr(modules[parent], child, module)
     # They hold the modules of whoever imported them first.
-    for name in ("engines.cuda", "engines.tensorrt"):
+    for name in ("engines.cuda", "engines.tensorrt", "engines.finished_lanes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import engines
 
-    for name in ("cuda", "tensorrt"):
+    for name in ("cuda", "tensorrt", "finished_lanes"):
         monkeypatch.delattr(engines, name, raising=False)
     return gpu
 
@@ -229,37 +253,142 @@ def _bindings(gpu: FakeGpu) -> Any:
     return module
 
 
-class _Execution:
+class _DataType(Enum):
+    FLOAT, HALF, BF16, INT32, INT64, BOOL = range(6)
+
+
+class _TensorIOMode(Enum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class _Strategy(Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
+class _Engine:
+    """A plan of one shape, whose inputs are the graph's own, or a finished one."""
+
     def __init__(self, gpu: FakeGpu, plan: bytes) -> None:
-        self._gpu = gpu
-        model, self._shapes = pickle.loads(plan)
-        self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.gpu = gpu
+        model, shapes, *rest = pickle.loads(plan)
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.inputs = {each.name: each for each in self.session.get_inputs()}
+        self.outputs = {each.name: each for each in self.session.get_outputs()}
+        self._number_types = rest[0] if rest else {}
+        fixed = {name: (shape,) * 3 for name, shape in shapes.items()} if isinstance(shapes, dict) else None
+        self.profiles: Sequence[Profile] = (
+            (fixed,) if fixed else shapes or ({name: (self.dims(name),) * 3 for name in self.inputs},)
+        )
+        gpu.loaded += 1
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        shape = (self.inputs | self.outputs)[name].shape
+        return tuple(size if isinstance(size, int) else -1 for size in shape)
+
+    def numpy_type(self, name: str) -> Any:
+        return _NUMBER_TYPES[(self.inputs | self.outputs)[name].type][1]
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.inputs) + len(self.outputs)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def get_tensor_mode(self, name: str) -> _TensorIOMode:
+        return _TensorIOMode.INPUT if name in self.inputs else _TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> _DataType:
+        told = self._number_types.get(name, _NUMBER_TYPES[(self.inputs | self.outputs)[name].type][0])
+        return _DataType[told]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.dims(name)
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert -1 in self.dims(name), "what TensorRT says of a fixed input is not documented"
+        return list(self.profiles[profile_index][name])
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 1000 * int(np.prod(self.profiles[profile_index]["input_ids"][2]))
+
+    def create_execution_context(self, strategy: _Strategy = _Strategy.STATIC) -> _Execution | None:
+        if self.gpu.has_no_room:
+            return None
+        self.gpu.contexts_made += 1
+        return _Execution(self, needs_memory=strategy is _Strategy.USER_MANAGED)
+
+
+class _Execution:
+    def __init__(self, engine: _Engine, *, needs_memory: bool) -> None:
+        self._engine = engine
+        self._gpu = engine.gpu
+        self._needs_memory = needs_memory
         self._pointers: dict[str, int] = {}
+        self._profile = 0
+        # Of what is fixed it is known from the beginning.
+        self._shapes = {name: most for name, (least, _, most) in engine.profiles[0].items() if least == most}
+        self._changes = 0
 
     def set_tensor_address(self, name: str, pointer: int) -> None:
         self._pointers[name] = pointer
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: _Stream) -> bool:
+        self._profile = profile_index
+        self._changes += 1
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if self._gpu.refuses_shapes:
+            return False
+        least, _, most = self._engine.profiles[self._profile][name]
+        self._shapes[name] = shape
+        self._changes += 1
+        return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """As shapes go through a graph, found by computing it."""
+        if name in self._gpu.shapes:
+            return self._gpu.shapes[name]
+        [found] = self._engine.session.run(
+            [name], {each: np.zeros(shape, self._engine.numpy_type(each)) for each, shape in self._shapes.items()}
+        )
+        return tuple(found.shape)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= self._engine.get_device_memory_size_for_profile_v2(self._profile)
+        assert self._gpu.at(memory, size).size == size
+        self._needs_memory = False
 
     def execute_async_v3(self, stream: _Stream) -> bool:
         self._gpu.check()
         if self._gpu.refuses_enqueue:
             return False
-        pointers = dict(self._pointers)
+        assert not self._needs_memory
+        engine, pointers, shapes, changes = self._engine, dict(self._pointers), dict(self._shapes), self._changes
+        assert pointers.keys() == engine.inputs.keys() | engine.outputs.keys(), "each has a place, read or not"
 
         def compute() -> None:
+            assert changes == self._changes, "what was recorded is of another shape"
             if self._gpu.fails is not None:
                 fails, self._gpu.fails = self._gpu.fails, None
                 raise fails
-            feed = {
-                name: self._gpu.at(pointers[name], int(np.prod(shape)) * 4).view(np.int32).reshape(shape)
-                for name, shape in self._shapes.items()
-            }
-            names = [output.name for output in self._session.get_outputs()]
-            for name, rows in zip(names, self._session.run(names, feed), strict=True):
-                spoilt = np.ascontiguousarray(self._gpu.spoils(rows), np.float32)
+            feed = {name: self._array(pointers[name], shape, name) for name, shape in shapes.items()}
+            names = [*engine.outputs]
+            for name, rows in zip(names, engine.session.run(names, feed), strict=True):
+                spoilt = np.ascontiguousarray(self._gpu.spoils(rows), rows.dtype)
                 self._gpu.at(pointers[name], spoilt.nbytes)[:] = spoilt.reshape(-1).view(np.uint8)
 
         stream.do(compute)
         return True
+
+    def _array(self, pointer: int, shape: tuple[int, ...], name: str) -> np.ndarray:
+        dtype = np.dtype(self._engine.numpy_type(name))
+        return self._gpu.at(pointer, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def _tensorrt(gpu: FakeGpu) -> Any:
@@ -348,9 +477,15 @@ def _tensorrt(gpu: FakeGpu) -> Any:
             if plan.startswith(b"of another version"):
                 self._logger.log(ILogger.ERROR, "The engine plan file is not compatible with this version of TensorRT")
                 return None
-            return SimpleNamespace(create_execution_context=lambda: _Execution(gpu, plan))
+            return _Engine(gpu, plan)
 
     module.__version__ = VERSION
+    module.DataType, module.TensorIOMode, module.ExecutionContextAllocationStrategy = (
+        _DataType,
+        _TensorIOMode,
+        _Strategy,
+    )
+    module.ICudaEngine, module.IExecutionContext = _Engine, _Execution
     module.ILogger, module.IProgressMonitor, module.OnnxParser = ILogger, IProgressMonitor, OnnxParser
     module.Builder, module.Runtime = Builder, Runtime
     module.BuilderFlag = SimpleNamespace(TF32="TF32")

@@ -26,10 +26,12 @@ def exported(
     vocab: int = VOCAB,
     positions: int = 0,
     tokens: int | str = "sequence",
+    ids: int = TensorProto.INT64,
+    texts: int | str = "batch",
 ) -> Path:
     """A model as exporters write it: every token's vector is its word's plus the mean of those that are not masked,
     plus a type's, or its position where those are given; `logits` are the first token's. With `positions` a table of so
-    many, cut to the row as exporters do."""
+    many, cut to the row as exporters do. `ids` is the inputs' type; `texts` and `tokens` are the outputs' axes."""
     table = _table(vocab)
     number = helper.tensor_dtype_to_np_dtype(kind)
     constants = {
@@ -69,12 +71,12 @@ def exported(
         ]
     nodes.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["logits"], axis=1))
     nodes.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["other"], axis=1))
-    shapes = {"last_hidden_state": ["batch", tokens, width]}
+    shapes = {"last_hidden_state": [texts, tokens, width]}
     graph = helper.make_graph(
         nodes,
         "exported",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name in inputs],
-        [helper.make_tensor_value_info(name, kind, shapes.get(name, ["batch", width])) for name in outputs],
+        [helper.make_tensor_value_info(name, ids, dims) for name in inputs],
+        [helper.make_tensor_value_info(name, kind, shapes.get(name, [texts, width])) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,7 @@ def build(settings: EnsembleSettings) -> None:
     willing = settings.model_copy(update={"engine": settings.engine.model_copy(update={"plans": "build"})})
     willing._origin, willing._line_numbers = settings._origin, settings._line_numbers
     open_encode_stage(willing).close()
-    folder = PlanCache(settings.engine.plan_cache).folder
-    print(f"ready after {time.monotonic() - started_s:.0f} s; plans are in {folder}")
+    print(f"ready after {time.monotonic() - started_s:.0f} s; {_places(settings)}")
 
 
 def list_plans(folder: Path | None) -> None:
@@ -71,6 +70,14 @@ def require_one(*, build_wanted: bool, listing: bool, prune: bool, folder: Path 
         raise UserError("build: give ENSEMBLE.yaml, --list or --prune, one of them")
     if build_wanted and folder is not None:
         raise UserError("build: --plan-cache goes with --list and --prune; ENSEMBLE.yaml has engine.plan_cache")
+
+
+def _places(settings: EnsembleSettings) -> str:
+    """Where the plans are."""
+    places = [f"{plan} is run as it is" for plan in dict.fromkeys(model.plan for model in settings.models) if plan]
+    if any(model.plan is None for model in settings.models):
+        places.insert(0, f"plans are in {PlanCache(settings.engine.plan_cache).folder}")
+    return "; ".join(places)
 
 
 def _megabytes(plans: list[Kept]) -> int:

@@ -9,7 +9,8 @@ import pytest
 from pipeline.ensemble import Ensemble
 from pipeline.settings import load_ensemble
 from tests.cli.conftest import Penstock, WriteEnsemble
-from tests.fake_gpu import FakeGpu
+from tests.fake_gpu import FakeGpu, finished_plan
+from tests.onnx_files import exported
 
 ENGINE = {"kind": "tensorrt", "precision": "fp32"}
 BATCHING = {"row_length": 32, "max_batch_tokens": 128}
@@ -116,3 +117,69 @@ def test_texts_that_are_all_too_long_are_a_mistake_of_the_samples(
 def test_what_only_a_gpu_heeds_is_refused_without(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     found = penstock("check", ensemble(engine={"sample_texts": "texts.txt"}))
     assert "engine.sample_texts: has no effect with onnxruntime; allowed: only with tensorrt" in found.out
+
+
+@pytest.fixture
+def plan_model(small_model: Path, tmp_path: Path) -> dict[str, object]:
+    """A model with a plan of the user's own, and the ONNX file that it was built of beside it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file in small_model.glob("*token*"):
+        (folder / file.name).symlink_to(file)
+    (folder / "config.json").write_text('{"model_type": "mpnet", "hidden_size": 6, "max_position_embeddings": 32}')
+    graph = exported(folder / "model.onnx", vocab=30_522).read_bytes()
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    (folder / "model.plan").write_bytes(finished_plan(graph, dict.fromkeys(inputs, ((1, 1), (4, 32), (8, 32)))))
+    return {"name": "vector", "source": str(folder), "plan": str(folder / "model.plan")}
+
+
+def test_a_plan_of_ones_own_is_loaded_and_run_as_it_is(
+    penstock: Penstock,
+    ensemble: WriteEnsemble,
+    gpu: FakeGpu,
+    plan_model: dict[str, object],
+    broker_looked_for_briefly: None,
+    tmp_path: Path,
+) -> None:
+    engine = {"kind": "tensorrt", "plan_cache": str(tmp_path / "plans")}
+    file = ensemble(models=[plan_model], engine=engine, batching=BATCHING)
+    built = penstock("build", file)
+    assert built.code == 0, built.err
+    assert built.out.startswith("ready after ")
+    assert built.out.endswith(f" s; {plan_model['plan']} is run as it is\n")
+    assert not (tmp_path / "plans").exists()
+    checked = penstock("check", file).out
+    assert "ok      models vector: tensorrt, 2 instances on each of 1 GPU" in checked
+    assert "ok      one text: 12 tokens; vector 6 floats" in checked
+    with Ensemble(load_ensemble(file)) as on_gpu:
+        [found] = on_gpu.predict(["Loved it."])
+    onnx = {"name": "vector", "source": plan_model["source"], "onnx": str(tmp_path / "mine/model.onnx")}
+    with Ensemble(load_ensemble(ensemble(models=[onnx]))) as on_cpu:
+        [wanted] = on_cpu.predict(["Loved it."])
+    assert found.outputs["vector"] == pytest.approx(wanted.outputs["vector"], abs=1e-5)
+
+
+def test_a_plan_stands_beside_models_that_are_built(
+    penstock: Penstock,
+    ensemble: WriteEnsemble,
+    gpu: FakeGpu,
+    plan_model: dict[str, object],
+    small_model: Path,
+    tmp_path: Path,
+) -> None:
+    models = [{"name": "built", "source": str(small_model), "task": "sentence-embedding"}, plan_model]
+    file = ensemble(models=models, engine=ENGINE | {"plan_cache": str(tmp_path / "plans")}, batching=BATCHING)
+    assert penstock("build", file).out.endswith(
+        f" s; plans are in {tmp_path / 'plans'}; {plan_model['plan']} is run as it is\n"
+    )
+
+
+def test_a_plan_that_tensorrt_does_not_take_is_a_mistake_of_the_model(
+    penstock: Penstock, ensemble: WriteEnsemble, gpu: FakeGpu, plan_model: dict[str, object]
+) -> None:
+    Path(str(plan_model["plan"])).write_bytes(b"of another version")
+    file = ensemble(models=[plan_model], engine={"kind": "tensorrt"}, batching=BATCHING)
+    found = penstock("build", file)
+    assert found.code == 2
+    [line] = found.lines
+    assert f"{file}:1: models[0].plan: {plan_model['plan']}: can't be loaded on GPU 0 (Fake H100) by " in line

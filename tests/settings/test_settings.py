@@ -552,3 +552,30 @@ def test_a_mistake_about_gpus_is_told(engine: dict[str, object], says: str) -> N
     data = {"name": "n", "models": [{"name": "m", "source": "s"}], "engine": engine}
     with pytest.raises(SettingsError, match=says):
         validate_settings(data, EnsembleSettings, origin="file")
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "says"),
+    [
+        (
+            {"plan": "m.plan"},
+            {},
+            "models[0].plan: a plan needs engine.kind: tensorrt, and not onnxruntime; allowed with any: onnx",
+        ),
+        (
+            {"plan": "m.plan", "onnx": "m.onnx"},
+            {"kind": "tensorrt"},
+            "models[0].plan: is not allowed with onnx; allowed: one of them",
+        ),
+        (
+            {"plan_output": "logits"},
+            {"kind": "tensorrt"},
+            "models[0].plan_output: has no effect without plan; allowed with: plan",
+        ),
+    ],
+)
+def test_a_mistake_about_a_plan_is_told(model: dict[str, object], engine: dict[str, object], says: str) -> None:
+    data = {"name": "n", "models": [{"name": "m", "source": "s"} | model], "engine": engine}
+    with pytest.raises(SettingsError) as raised:
+        validate_settings(data, EnsembleSettings, origin="")
+    assert raised.value.lines == (says,)
