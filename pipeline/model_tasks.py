@@ -1,0 +1,110 @@
+"""From an ensemble's models to their tasks: what is answered of their numbers, and what requests look like."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.checkpoint import CheckpointConfig
+from pipeline.model_files import blaming, model_config, model_head, pooling_of, task_of
+from pipeline.model_settings import Task
+from pipeline.settings import EnsembleSettings
+from schemas.parameters import ScoreFunction
+from schemas.requests import request_kind
+from stages.classification import TextClassification
+from stages.embeddings import SentenceEmbedding
+from stages.pair_tasks import TextRanking, ZeroShotClassification
+from stages.tasks import PairsTask
+from stages.tasks import Task as TaskStage
+
+# As `transformers.TextClassificationPipeline` chooses where its caller does not.
+_FUNCTIONS: dict[str | None, ScoreFunction] = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+    "regression": "none",
+}
+
+
+def model_tasks(settings: EnsembleSettings) -> list[Task]:
+    """Of all models. Raises UserError where they do not read the same requests."""
+    tasks = [task_of(model, model_config(settings, index)) for index, model in enumerate(settings.models)]
+    try:
+        request_kind(tasks)
+    except ValueError as err:
+        message = f"{err}: put them into ensembles of their own"
+        raise settings.mistake("models", len(tasks) - 1, "task", message=message) from err
+    return tasks
+
+
+def model_task(settings: EnsembleSettings, index: int) -> TaskStage | PairsTask:
+    """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
+    model = settings.models[index]
+    config = model_config(settings, index)
+    function = model.function_to_apply or _FUNCTIONS.get(config.problem_type)
+    match task_of(model, config):
+        case "sentence-embedding":
+            return _embedding(settings, index, config)
+        case "text-ranking":
+            if len(config.labels) != 1:
+                message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"
+                raise settings.mistake("models", index, "task", message=message)
+            return TextRanking(
+                top_k=model.top_k if "top_k" in model.model_fields_set else None, function=model.function_to_apply
+            )
+        case "zero-shot-classification":
+            try:
+                return ZeroShotClassification(config.labels)
+            except ValueError as err:
+                message = f"{config.folder}: {err}: choose a model of natural language inference"
+                raise settings.mistake("models", index, "source", message=message) from err
+        case "text-classification":
+            labels = config.labels
+            if model.head is not None:
+                labels, function = model_head(settings, index).labels, model.function_to_apply
+            return TextClassification(labels, top_k=model.top_k, function=function, threshold=model.threshold)
+
+
+def _embedding(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> SentenceEmbedding:
+    model = settings.models[index]
+    _, normalize = pooling_of(model, config)
+    width = _width(settings, index, config)
+    if model.truncate_dim is not None and model.truncate_dim > width:
+        message = f"{model.truncate_dim}; the model's vectors have {width} numbers"
+        raise settings.mistake("models", index, "truncate_dim", message=message)
+    return SentenceEmbedding(
+        width=width,
+        normalize=normalize,
+        truncate_dim=model.truncate_dim,
+        renormalize=model.normalize is True,
+        precision=model.precision,
+        ranges=_ranges(settings, index, width),
+    )
+
+
+def _ranges(settings: EnsembleSettings, index: int, width: int) -> NDArray[np.float32] | None:
+    path = settings.models[index].ranges
+    if path is None:
+        return None
+    try:
+        ranges = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as err:
+        message = f"{path} can't be read ({' '.join(str(err).split())}): write it with numpy.save"
+        raise settings.mistake("models", index, "ranges", message=message) from err
+    if getattr(ranges, "shape", None) != (2, width) or not np.isfinite(ranges).all():
+        message = f"{path} is no array of finite numbers (2, {width}): take it from vectors of this model"
+        raise settings.mistake("models", index, "ranges", message=message)
+    found: NDArray[np.float32] = ranges.astype(np.float32)
+    return found
+
+
+def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:
+    model = settings.models[index]
+    if model.onnx is None:
+        if not config.config.hidden_size:
+            message = f"{config.folder / 'config.json'} does not say hidden_size: write the vector's width there"
+            raise settings.mistake("models", index, "source", message=message)
+        return config.config.hidden_size
+    from pipeline.user_models import read_model  # onnx is not for every worker's start
+
+    with blaming(settings, "models", index, "onnx"):
+        return read_model(model).width
