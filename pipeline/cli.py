@@ -19,6 +19,7 @@ from pipeline.command_line import Command, Commands, PrintingCommand, configure_
 from pipeline.command_line import run as run_app
 from pipeline.command_options import (
     Apache,
+    AsJson,
     Bootstrap,
     BrokerData,
     BrokerHost,
@@ -299,6 +300,17 @@ def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None)
     from pipeline.check import check as run_check
 
     raise typer.Exit(run_check(file, bootstrap, fused=fused))
+
+
+@printing_command()
+def describe(file: EnsembleFile, as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
+    """Print the ensemble's topics and messages as an AsyncAPI 3 document.
+
+    With JSON Schemas of its requests and results, for people and for code generators.
+    """
+    from pipeline.describe import describe as print_description
+
+    print_description(_load(file, bootstrap), as_json=as_json)
 
 
 @printing_command()

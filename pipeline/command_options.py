@@ -141,6 +141,7 @@ Task = Annotated[
         show_default=False,
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON in place of YAML.")]
 ReplayFrom = Annotated[
     str | None,
     typer.Option(

@@ -111,6 +111,11 @@ assert _NAMES.keys() == set(get_args(HeaderStyle))
 _STYLE_OF_TOPIC: Mapping[str, HeaderStyle] = {names.topic: style for style, names in _NAMES.items()}
 
 
+def header_names(style: HeaderStyle) -> dict[str, str]:
+    """What a style calls what it says, by our words for it; `class_name` holds stage and reason in one."""
+    return {field: name for field, name in msgspec.structs.asdict(_NAMES[style]).items() if isinstance(name, str)}
+
+
 def dead_letter_headers(
     error: BadRecord, *, source: Source, stage: str, group: str, style: HeaderStyle = "kafka"
 ) -> Headers:

@@ -96,10 +96,13 @@ _HALF_PAIR = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 
+BODIES: dict[RequestKind, type[TextRequest] | type[RankingRequest] | type[ZeroShotRequest]] = {
+    "text": TextRequest,
+    "ranking": RankingRequest,
+    "zero-shot": ZeroShotRequest,
+}
 _decoders: dict[RequestKind, msgspec.json.Decoder[Any]] = {
-    "text": msgspec.json.Decoder(TextRequest),
-    "ranking": msgspec.json.Decoder(RankingRequest),
-    "zero-shot": msgspec.json.Decoder(ZeroShotRequest),
+    kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()
 }
 _SHAPES: dict[RequestKind, str] = {
     "text": '{"text": "..."}',

@@ -7,6 +7,8 @@ ranking answers as text-embeddings-inference does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from schemas.records import Source
@@ -34,6 +36,13 @@ class ZeroShot(msgspec.Struct, frozen=True, gc=False):
     scores: list[float]
 
 
+# By task.
+TASK_OUTPUTS: dict[str, Any] = {
+    "text-classification": list[Label],
+    "sentence-embedding": list[float],
+    "text-ranking": list[Ranked],
+    "zero-shot-classification": ZeroShot,
+}
 Output = list[Label] | list[float] | list[Ranked] | ZeroShot
 
 

@@ -11,7 +11,20 @@ import pytest
 from pipeline import cli, dead_letter_commands
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, environment, run_process
 
-COMMANDS = ["up", "run", "build", "broker", "topics", "produce", "consume", "predict", "replay", "check", "demo"]
+COMMANDS = [
+    "up",
+    "run",
+    "build",
+    "broker",
+    "topics",
+    "produce",
+    "consume",
+    "predict",
+    "replay",
+    "check",
+    "describe",
+    "demo",
+]
 GROUPS = {
     "dead-letters": {"list": dead_letter_commands.list_letters}
     | {name: getattr(dead_letter_commands, name) for name in ("show", "replay", "purge")}

@@ -17,7 +17,7 @@ from pipeline.apache_kafka.jars import KAFKA_VERSION
 from pipeline.settings import STAGES, load_ensemble
 from pipeline.up import drain_budget_s
 from tests.deploy.deployment import ROOT, STAGE_SERVICES, of, read_compose, read_dockerfile, seconds
-from tests.deploy.json_schema import check
+from tests.json_schema import check
 
 SCHEMA = json.loads(Path(__file__).with_name("compose-spec.json").read_text())
 PENSTOCK_SERVICES = ("topics", *STAGE_SERVICES, "encode-gpu")

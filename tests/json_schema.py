@@ -1,4 +1,5 @@
-"""JSON Schema (draft 2020-12), as much of it as the Compose Specification uses; another keyword is an error.
+"""JSON Schema (draft 2020-12), as much of it as the Compose Specification and our own schemas use; another
+keyword is an error.
 
 `check` answers with what is wrong, a line each. A library for it would be five packages of the tests' lock.
 """
@@ -23,7 +24,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _SAYS_NOTHING = {"$schema", "$id", "$defs", "title", "description", "default", "deprecated", "format"}
 _KNOWN = _SAYS_NOTHING | {
-    *("$ref", "type", "enum", "pattern", "minimum", "maximum", "items", "uniqueItems", "required"),
+    *("$ref", "type", "enum", "pattern", "minimum", "maximum", "items", "minItems", "uniqueItems", "required"),
     *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf"),
 }
 
@@ -90,6 +91,8 @@ def _check_alone(value: Any, schema: Schema) -> Iterator[str]:
             yield f"{value} is under {schema['minimum']}"
         if value > schema.get("maximum", value):
             yield f"{value} is over {schema['maximum']}"
+    if isinstance(value, list) and len(value) < schema.get("minItems", 0):
+        yield f"{len(value)} items are fewer than {schema['minItems']}"
     if isinstance(value, list) and schema.get("uniqueItems") and any(item in value[:i] for i, item in enumerate(value)):
         yield "an item is there twice"
     if isinstance(value, dict):

@@ -1,0 +1,108 @@
+"""`penstock describe`: an ensemble's topics and messages as an AsyncAPI 3 document, for people and code generators.
+
+https://www.asyncapi.com/docs/reference/specification/v3.0.0. It is written from the ensemble's side: requests are
+received, results are the reply, dead letters are sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.model_tasks import model_tasks
+from pipeline.settings import EnsembleSettings
+from schemas.errors import Reason
+from schemas.headers import header_names
+from schemas.json_schema import request_schema, result_schema
+
+Document = dict[str, Any]
+
+# What AsyncAPI does not allow in the key of a server.
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def describe(settings: EnsembleSettings, *, as_json: bool) -> None:
+    """Print the document. Raises UserError where the models' files can't be read."""
+    document = asyncapi(settings)
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        return
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 120
+    yaml.dump(document, sys.stdout)
+
+
+def asyncapi(settings: EnsembleSettings) -> Document:
+    """The document as JSON has it. Raises UserError where the models' files can't be read."""
+    names = settings.topic_names
+    tasks = dict(zip((model.name for model in settings.models), model_tasks(settings), strict=True))
+    text = settings.requests.format == "text"
+    security = str(settings.kafka.client_settings().get("security.protocol", "PLAINTEXT"))
+    protocol = "kafka-secure" if security.upper().endswith("SSL") else "kafka"
+    kafka = {"kafka": {"partitions": settings.topics.partitions, "bindingVersion": "0.5.0"}}
+
+    def channel(address: str, message: str, about: str) -> Document:
+        return {
+            "address": address,
+            "description": about,
+            "messages": {message: _reference("messages", message)},
+            "bindings": kafka,
+        }
+
+    document = {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": settings.name,
+            "version": "1",
+            "description": "; ".join(f"{name}: {task}" for name, task in tasks.items()),
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            _NOT_IN_KEYS.sub("-", address): {"host": address.strip(), "protocol": protocol}
+            for address in settings.kafka.bootstrap_servers.split(",")
+        },
+        "channels": {
+            "requests": channel(names.requests, "request", "What is to be answered; key and headers come back."),
+            "results": channel(names.results, "result", "One for each request, in the order of its partition."),
+            "deadLetters": channel(names.dead_letters, "deadLetter", "Requests that can't be answered, as they were."),
+        },
+        "operations": {
+            "answer": {
+                "action": "receive",
+                "channel": {"$ref": "#/channels/requests"},
+                "reply": {"channel": {"$ref": "#/channels/results"}},
+            },
+            "refuse": {"action": "send", "channel": {"$ref": "#/channels/deadLetters"}},
+        },
+        "components": {
+            "messages": {
+                "request": {"contentType": "text/plain", "payload": {"type": "string"}}
+                if text
+                else {"payload": request_schema(tasks.values())},
+                "result": {"payload": result_schema(tasks)},
+                "deadLetter": {
+                    "contentType": "application/octet-stream",
+                    "headers": {
+                        "type": "object",
+                        "properties": {
+                            name: {"type": "string"} | ({"enum": [*map(str, Reason)]} if field == "reason" else {})
+                            for field, name in header_names(settings.dead_letters.header_style).items()
+                        },
+                    },
+                    "payload": {"description": "The request's own value."},
+                },
+            }
+        },
+    }
+    # Each part for itself: YAML would name the second of two that are one, and refer to the first.
+    copied: Document = json.loads(json.dumps(document))
+    return copied
+
+
+def _reference(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}

@@ -1,0 +1,67 @@
+"""JSON Schemas of requests and results, by what an ensemble's models do: generated from the types themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from inspect import cleandoc
+from typing import Any
+
+import msgspec
+
+from schemas.parameters import KNOWN_PARAMETERS, Parameters
+from schemas.requests import BODIES, request_kind
+from schemas.results import TASK_OUTPUTS, Result
+
+# draft 2020-12
+Schema = dict[str, Any]
+
+
+def request_schema(tasks: Collection[str]) -> Schema:
+    """Of a request's JSON object. Raises ValueError where the tasks read different ones."""
+    body = BODIES[request_kind(tasks)]
+    schema, parameters = _expanded(body), _expanded(Parameters)
+    known = {name for task in tasks for name in KNOWN_PARAMETERS.get(task, ())}
+    parameters["properties"] = {
+        # What is left out is as the ensemble file says: there is no default here.
+        name: {key: value for key, value in each.items() if key != "default"}
+        for name, each in parameters["properties"].items()
+        if name in known
+    }
+    properties = schema["properties"]
+    if known:
+        properties["parameters"] = parameters | {"description": "For this request alone, by name."}
+    else:
+        del properties["parameters"]
+    for each in properties.values():
+        if each.get("default", 0) is None:  # optional, and no request need say null
+            del each["default"]
+    return schema
+
+
+def result_schema(tasks: Mapping[str, str]) -> Schema:
+    """Of a result's JSON object; `tasks` is by model name."""
+    # What the outputs may be in all is a union that msgspec has no schema of; here it is known of each.
+    fields = [(field.name, dict if field.name == "outputs" else field.type) for field in msgspec.structs.fields(Result)]
+    schema = _expanded(msgspec.defstruct("Result", fields, namespace={"__doc__": Result.__doc__}))
+    schema["properties"]["outputs"] = {
+        "type": "object",
+        "properties": {name: _expanded(TASK_OUTPUTS[task]) for name, task in tasks.items()},
+        "required": [*tasks],
+        "additionalProperties": False,
+    }
+    return schema
+
+
+def _expanded(kind: Any) -> Schema:
+    """A type's schema, the types it refers to put in their places: none of them refers to itself."""
+    (schema,), components = msgspec.json.schema_components([kind], ref_template="{name}")
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return put(components[value["$ref"]])
+            return {key: cleandoc(each) if isinstance(each, str) else put(each) for key, each in value.items()}
+        return [put(each) for each in value] if isinstance(value, list) else value
+
+    expanded: Schema = put(schema)
+    return expanded

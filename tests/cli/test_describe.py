@@ -1,0 +1,100 @@
+"""`penstock describe`: an AsyncAPI document whose schemas say what requests and results really are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.describe import asyncapi
+from pipeline.ensemble import Ensemble, Refused
+from pipeline.settings import EnsembleSettings
+from tests.cli.conftest import Penstock, WriteEnsemble
+from tests.json_schema import check
+from tests.tasks.test_against_transformers import write_model
+
+
+def test_yaml_and_json_are_one_document(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    kafka = {"bootstrap.servers": "one:9092, two:9093", "security.protocol": "SSL"}
+    file = ensemble(kafka=kafka, name="reviews", dead_letters={"header_style": "spring"})
+    found = penstock("describe", file, "--json")
+    assert found.code == 0
+    document = json.loads(found.out)
+    assert YAML(typ="safe").load(penstock("describe", file).out) == document
+    assert document["asyncapi"] == "3.0.0"
+    assert document["servers"] == {
+        "one-9092": {"host": "one:9092", "protocol": "kafka-secure"},
+        "two-9093": {"host": "two:9093", "protocol": "kafka-secure"},
+    }
+    addresses = {name: channel["address"] for name, channel in document["channels"].items()}
+    assert addresses == {
+        "requests": "reviews.requests",
+        "results": "reviews.results",
+        "deadLetters": "reviews.dead-letters",
+    }
+    dead_letter = document["components"]["messages"]["deadLetter"]
+    assert "kafka_dlt-exception-fqcn" in dead_letter["headers"]["properties"]
+
+
+def test_requests_of_text_are_told_as_such(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    document = json.loads(penstock("describe", ensemble(requests={"format": "text"}), "--json").out)
+    assert document["components"]["messages"]["request"] == {"contentType": "text/plain", "payload": {"type": "string"}}
+
+
+GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "text-classification": (
+        "classes",
+        [
+            {"text": "a"},
+            {"text": "", "text_pair": "b", "id": "1"},
+            {"text": "a", "parameters": {"top_k": None, "threshold": 0.5, "function_to_apply": "none"}},
+        ],
+        [
+            {},
+            {"text": 1},
+            {"text": "a", "more": 1},
+            {"text": "a", "parameters": {"top_k": 0}},
+            {"text": "a", "parameters": {"truncate_dim": 3}},
+            {"text": "a", "parameters": {"function_to_apply": "relu"}},
+            {"query": "a", "passages": ["b"]},
+        ],
+    ),
+    "sentence-embedding": (
+        "classes",
+        [{"text": "a", "parameters": {"truncate_dim": 3, "precision": "binary", "normalize": True}}],
+        [{"text": "a", "parameters": {"top_k": 1}}, {"text": "a", "parameters": {"precision": "int4"}}],
+    ),
+    "text-ranking": (
+        "ranking",
+        [{"query": "a", "passages": ["b", "c"], "parameters": {"top_k": 1}}],
+        [{"query": "a", "passages": []}, {"query": "a", "passages": "b"}, {"text": "a"}],
+    ),
+    "zero-shot-classification": (
+        "inference",
+        [{"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": True}}],
+        [{"sequence": "a"}, {"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": "yes"}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", GOOD_AND_BAD)
+def test_schemas_say_what_is_taken_and_what_is_answered(tmp_path: Path, task: str) -> None:
+    head, good, bad = GOOD_AND_BAD[task]
+    source = str(write_model(tmp_path / "model", "bert", head))
+    settings = EnsembleSettings.model_validate(
+        {"name": "t", "models": [{"name": "it", "source": source, "task": task}]}
+    )
+    messages = asyncapi(settings)["components"]["messages"]
+    request, result = (messages[name]["payload"] for name in ("request", "result"))
+    with Ensemble(settings) as ensemble:
+        for body, answer in zip(good, ensemble.predict(good), strict=True):
+            assert check(body, request) == []
+            assert not isinstance(answer, Refused)
+            assert check(msgspec.to_builtins(answer), result) == []
+        for body, answer in zip(bad, ensemble.predict(bad), strict=True):
+            assert check(body, request) != [], body
+            assert isinstance(answer, Refused), body
