@@ -304,7 +304,7 @@ def check(file: EnsembleFile, fused: Fused = False, bootstrap: Bootstrap = None)
 
 @printing_command()
 def describe(file: EnsembleFile, as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
-    """Print the ensemble's topics and messages as an AsyncAPI 3 document.
+    """Print an ensemble's messages as an AsyncAPI document.
 
     With JSON Schemas of its requests and results, for people and for code generators.
     """

@@ -63,8 +63,8 @@ def asyncapi(settings: EnsembleSettings) -> Document:
         },
         "defaultContentType": "application/json",
         "servers": {
-            _NOT_IN_KEYS.sub("-", address): {"host": address.strip(), "protocol": protocol}
-            for address in settings.kafka.bootstrap_servers.split(",")
+            _NOT_IN_KEYS.sub("-", address): {"host": address, "protocol": protocol}
+            for address in map(str.strip, settings.kafka.bootstrap_servers.split(","))
         },
         "channels": {
             "requests": channel(names.requests, "request", "What is to be answered; key and headers come back."),
