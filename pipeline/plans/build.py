@@ -61,6 +61,7 @@ def prune_plans(folder: Path | None) -> None:
     unused = [kept for kept in cache.plans() if days_unused(kept) > UNUSED_DAYS]
     for kept in unused:
         cache.remove(kept.key)
+    cache.remove_aids(unused_days=UNUSED_DAYS)
     print(f"{len(unused)} plans removed, {_megabytes(unused)} MB, that were not used for {UNUSED_DAYS:g} days")
 
 

@@ -30,6 +30,7 @@ from pipeline.user_cache import cache_folder
 _BUILD_PATIENCE_S = 3600.0
 _KEY_DIGITS = 32
 _PARTIAL = "partial-"
+_DAY_S = 86_400
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,15 +75,7 @@ class PlanCache:
 
     def plan(self, key: str) -> bytes | None:
         """The plan, which is in use from now on."""
-        path = self._plan(key)
-        with self._usable():
-            try:
-                plan = path.read_bytes()
-            except FileNotFoundError:
-                return None
-            with suppress(OSError):  # of a folder that others write
-                os.utime(path)
-            return plan or None
+        return self._read(self._plan(key)) or None
 
     def keep(self, key: str, plan: bytes, about: About) -> None:
         """A plan that was found to be the model."""
@@ -104,9 +97,7 @@ class PlanCache:
 
     def timings(self, version: str, chip: str) -> bytes:
         """Empty where nothing was built yet."""
-        path = self._timings(version, chip)
-        with self._usable():
-            return path.read_bytes() if path.exists() else b""
+        return self._read(self._timings(version, chip)) or b""
 
     def keep_timings(self, version: str, chip: str, timings: bytes) -> None:
         """The newest win: they hold what was known before."""
@@ -114,9 +105,8 @@ class PlanCache:
 
     def channels(self, key: str) -> dict[str, list[float]] | None:
         """Of a model's activations, where they were measured."""
-        path = self.folder / f"channels-{key}.json"
-        with self._usable():
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, list[float]]) if path.exists() else None
+        found = self._read(self.folder / f"channels-{key}.json")
+        return None if found is None else msgspec.json.decode(found, type=dict[str, list[float]])
 
     def keep_channels(self, key: str, channels: Mapping[str, list[float]]) -> None:
         self._write(self.folder / f"channels-{key}.json", msgspec.json.encode(channels))
@@ -139,11 +129,32 @@ class PlanCache:
             self._plan(key).unlink(missing_ok=True)
             (self.folder / f"{key}.json").unlink(missing_ok=True)
 
+    def remove_aids(self, *, unused_days: float) -> None:
+        """What nobody needs who has the plans: timings and channels that no build has read for so long, and what
+        builders that were killed had begun to write."""
+        with self._usable():
+            for pattern, days in (("timings-*", unused_days), ("channels-*.json", unused_days), (f"{_PARTIAL}*", 1)):
+                for path in self.folder.glob(pattern):
+                    with suppress(FileNotFoundError):
+                        if time.time() - path.stat().st_mtime > days * _DAY_S:
+                            path.unlink()
+
     def _plan(self, key: str) -> Path:
         return self.folder / f"{key}.plan"
 
     def _timings(self, version: str, chip: str) -> Path:
         return self.folder / f"timings-{version}-{chip}"
+
+    def _read(self, path: Path) -> bytes | None:
+        """What is there, which is in use from now on."""
+        with self._usable():
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                return None
+            with suppress(OSError):  # of a folder that others write
+                os.utime(path)
+            return data
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._usable():
@@ -171,4 +182,4 @@ class PlanCache:
 
 def days_unused(kept: Kept) -> float:
     """Since it was last loaded or written."""
-    return (time.time() - kept.used_s) / 86_400
+    return (time.time() - kept.used_s) / _DAY_S

@@ -89,6 +89,26 @@ def test_plans_are_listed(cache: PlanCache, capsys: pytest.CaptureFixture[str]) 
         assert word in said
 
 
+def test_what_builds_need_is_pruned_too(cache: PlanCache) -> None:
+    cache.keep_timings("1", "old", b"t")
+    cache.keep_timings("1", "new", b"t")
+    cache.keep_channels("old", {})
+    cache.keep_channels("new", {})
+    for name in ("partial-old", "partial-new"):
+        (cache.folder / name).touch()
+    for path in cache.folder.glob("*old*"):
+        os.utime(path, (0, 0))
+    for path in cache.folder.glob("*new*"):
+        if not path.name.startswith("partial"):
+            os.utime(path, (0, 0))
+    # What a build has read is in use.
+    assert cache.timings("1", "new") == b"t"
+    assert cache.channels("new") == {}
+    prune_plans(cache.folder)
+    left = {path.name for path in cache.folder.iterdir()}
+    assert left == {"timings-1-new", "channels-new.json", "partial-new"}
+
+
 def test_only_what_nobody_uses_is_pruned(cache: PlanCache, capsys: pytest.CaptureFixture[str]) -> None:
     for key in ("old", "used"):
         cache.keep(key, b"plan", ABOUT)
