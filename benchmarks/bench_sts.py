@@ -1,7 +1,7 @@
 """Spearman's rank correlation of a model's similarities with people's, on the STS benchmark.
 
-    python -m benchmarks.sts_benchmark sts-test.csv                  # of Stsbenchmark.tar.gz (SemEval 2017, task 1)
-    python -m benchmarks.sts_benchmark test.jsonl --model ./my-model # of mteb/stsbenchmark-sts
+    python -m benchmarks.bench_sts sts-test.csv                  # of Stsbenchmark.tar.gz (SemEval 2017, task 1)
+    python -m benchmarks.bench_sts test.jsonl --model ./my-model # of mteb/stsbenchmark-sts
 
 all-MiniLM-L6-v2 has 0.820 on the test set by its own authors. The set is not shipped. Prints JSON.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     try:
         pairs, scores = read_pairs(options.file)
     except (OSError, ValueError, KeyError, IndexError) as err:
-        sys.exit(f"{options.file}: not the STS benchmark: {err}")
+        sys.exit(f"{options.file}: not the STS benchmark: {err or type(err).__name__}")
     with Ensemble.of_model(options.model, "sentence-embedding") as ensemble:
         correlation = spearman(similarities(ensemble, pairs), scores)
     result = {"benchmark": "sts", "machine": machine(), "model": options.model, "pairs": len(pairs)}

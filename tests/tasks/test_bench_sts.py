@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.sts_benchmark import read_pairs, similarities, spearman
+from benchmarks.bench_sts import read_pairs, similarities, spearman
 from pipeline.ensemble import Ensemble
 
 PAIRS = [
