@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError, EngineUnavailable
-from engines.rows import PackedRows, checked_rows, graph_inputs
+from engines.rows import PackedRows, checked_rows, graph_inputs, one_token
 from engines.source import GraphSource
 
 
@@ -49,6 +49,8 @@ class OpenVinoEngine:
         self._free: SimpleQueue[Any] = SimpleQueue()
         for request in requests:
             self._free.put(request)
+        # Its first tensors must not be made by two threads at once: one waits for the other's GIL, for ever (2026.4).
+        self.run(one_token())
 
     @property
     def widths(self) -> Mapping[str, int]:

@@ -68,6 +68,13 @@ class Engine(Protocol):
         ...
 
 
+def one_token() -> PackedRows:
+    """The smallest rows there are, of token 0."""
+    zero = np.zeros((1, 1), np.int32)
+    first = np.zeros(1, np.int32)
+    return PackedRows(input_ids=zero, position_ids=zero, segment_ids=zero + 1, row=first, slot=first, slots=1)
+
+
 def checked_rows(rows: PackedRows, *, vocab_size: int, max_positions: int, types: int) -> PackedRows:
     """The rows as a model's tables are read: positions of the second type behind all of the first, `max_positions`
     further, or among them where the model knows one type only.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineBusy, EngineError, EngineLost
-from engines.rows import Engine
+from engines.rows import Engine, one_token
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, PackedText, TokenPack, encoding_pack, token_pack
 from stages.blame import stage_failed, told
@@ -112,7 +112,7 @@ class EncodeStage:
 
     def _try_engines(self, waits_s: Iterator[float]) -> None:
         """Compute one window of one token. Raises EngineError where an engine can't even do that."""
-        [group] = pack_rows([np.zeros(1, np.int32)], row_length=self._row_length)
+        group = RowGroup(one_token(), [0])
         try:
             answers = self._ask(group, waits_s)
         except (EngineError, EngineLost, MemoryError):

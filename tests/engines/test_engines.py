@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.message import EncodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from engines import graph
@@ -21,6 +22,7 @@ from engines.errors import CheckpointError, EngineError, EngineUnavailable
 from engines.graph import packed_graph
 from engines.graph_writer import INPUTS, Weights
 from engines.heads import DenseLayer, Head, PooledOutput, classification_head
+from engines.openvino import OpenVinoEngine
 from engines.rows import Engine, PackedRows
 
 LayOut = Callable[..., PackedRows]
@@ -159,6 +161,21 @@ def test_numbers_that_are_not_finite_are_given_back_as_they_are(
     outputs = [PooledOutput(name="broken", pooling="mean", normalize=False, head=broken)]
     engine = open_engine(kind, tiny, outputs, threads=1, instances=1)
     assert np.isnan(engine.run(layout([[[1, 2]]], length=2))["broken"]).all()
+
+
+def test_openvino_has_run_before_threads_share_it(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that made its first tensors hung, in one of four processes."""
+    ran_in: list[threading.Thread] = []
+    run = OpenVinoEngine.run
+
+    def noted(engine: OpenVinoEngine, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
+        ran_in.append(threading.current_thread())
+        return run(engine, rows)
+
+    monkeypatch.setattr(OpenVinoEngine, "run", noted)
+    output = PooledOutput(name="it", pooling="mean", normalize=False)
+    open_engine("openvino", tiny, [output], threads=1, instances=2).close()
+    assert ran_in == [threading.current_thread()]
 
 
 def test_openvino_missing_says_what_to_install(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
