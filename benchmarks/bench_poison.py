@@ -58,6 +58,10 @@ class KeptOpen:
     def widths(self) -> Mapping[str, int]:
         return self._engine.widths
 
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return self._engine.of_tokens
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         return self._engine.run(rows)
 

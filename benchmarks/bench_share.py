@@ -81,6 +81,7 @@ class SleepingEngine:
     """Takes its time and no processor."""
 
     widths: Mapping[str, int] = {"embedding": 384}
+    of_tokens: frozenset[str] = frozenset()
 
     def __init__(self, engine_ms: float) -> None:
         self._engine_s = engine_ms / 1e3

@@ -53,6 +53,7 @@ class SleepingEngine:
     """Answers zeros, one batch at a time, after the time that a GPU takes."""
 
     widths: Mapping[str, int] = {"v": len(LABELS)}
+    of_tokens: frozenset[str] = frozenset()
 
     def __init__(self, batch_ms: float) -> None:
         self._s_per_token = batch_ms / 1e3 / BATCH_TOKENS

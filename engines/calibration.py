@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engines.checkpoint import Checkpoint
 from engines.encoder import read_encoder
 from engines.graph import written_graph
-from engines.heads import PooledOutput
+from engines.heads import ModelOutput
 from engines.onnxruntime import open_session
 from engines.precision import EightBits, Quantization, dense_inputs
 from engines.rows import PackedRows, graph_inputs
@@ -27,7 +27,7 @@ _SMALLEST = 1e-4
 
 
 def measure_channels(
-    checkpoint: Checkpoint, outputs: Sequence[PooledOutput], batches: Iterable[PackedRows], *, threads: int
+    checkpoint: Checkpoint, outputs: Sequence[ModelOutput], batches: Iterable[PackedRows], *, threads: int
 ) -> dict[str, NDArray[np.float32]]:
     """For each activation that a dense layer reads, the largest absolute value of each channel, (in,), in any batch."""
     names = dense_inputs(checkpoint.config.num_hidden_layers)

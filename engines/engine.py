@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineUnavailable
-from engines.heads import PooledOutput
+from engines.heads import ModelOutput
 from engines.padded import PaddedEngine
 from engines.rows import Engine
 
@@ -22,7 +22,7 @@ _PADDED_TOKENS = 4096
 
 
 def open_engine(
-    kind: EngineKind, checkpoint: Checkpoint, outputs: Sequence[PooledOutput], *, threads: int, instances: int
+    kind: EngineKind, checkpoint: Checkpoint, outputs: Sequence[ModelOutput], *, threads: int, instances: int
 ) -> Engine:
     """An engine ready for up to `instances` callers at once, each call computed on `threads` threads.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Pooling
 from engines.finished_plan import FinishedPlan
-from engines.heads import PooledOutput
+from engines.heads import ModelOutput, TokenOutput
 from engines.lane_arrays import Arrays, Layout
 from engines.numpy_outputs import finished
 from engines.plan_shapes import PlanShape
@@ -25,7 +25,7 @@ class FinishedArrays:
     (`engines.rows.checked_rows`)."""
 
     def __init__(
-        self, plan: FinishedPlan, outputs: Sequence[PooledOutput], *, max_positions: int, first_position: int
+        self, plan: FinishedPlan, outputs: Sequence[ModelOutput], *, max_positions: int, first_position: int
     ) -> None:
         self._plan = plan
         self._outputs = tuple(outputs)
@@ -38,6 +38,9 @@ class FinishedArrays:
     def outputs(self, shape: PlanShape) -> Layout:
         tokens = (shape.row_length,) if self._plan.per_token else ()
         return {self._plan.output: ((shape.rows, *tokens, self._plan.width), self._plan.output_type)}
+
+    def count(self, name: str, rows: PackedRows) -> int:  # noqa: ARG002 - of tokens or not, a row is a text's
+        return rows.row.size
 
     def prepare(self, inputs: Arrays) -> None:
         # A row that no text has had yet is of one token: attention to none would be 0 / 0.
@@ -65,6 +68,10 @@ class FinishedArrays:
         answers: dict[str, NDArray[np.float32]] = {}
         with np.errstate(all="ignore"):  # what is not finite is its reader's to find
             for output in self._outputs:
+                if isinstance(output, TokenOutput):
+                    tokens = found[:, : rows.input_ids.shape[1]].astype(np.float64)
+                    answers[output.name] = finished(output, tokens).astype(np.float32)
+                    continue
                 pooling = output.pooling if self._plan.per_token else None
                 if pooling not in pooled:
                     pooled[pooling] = _pooled(found, pooling, lengths)

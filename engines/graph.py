@@ -4,6 +4,7 @@ Inputs   input_ids, position_ids, segment_ids  int32 (R, S)
          slots                                 int32 (P,) = 1..P, the segment numbers to be pooled
          texts                                 int32 (N,), row * P + slot of each text
 Outputs  one a PooledOutput, by its name       float32 (N, W)
+         one a TokenOutput, by its name        float32 (R, S, W)
 
 Plain operators of opset 17 (20 in half precision), so that ONNX Runtime, OpenVINO and TensorRT all take it. `slots`
 is an input since Range loads in ONNX Runtime 1.32 and fails at run time. Weights above 2 GB, protobuf's limit, fit only
@@ -26,9 +27,9 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from engines.checkpoint import Checkpoint
 from engines.encoder import Encoder, EncoderLayer, Norm, read_encoder
-from engines.graph_outputs import pooled_outputs
+from engines.graph_outputs import all_outputs
 from engines.graph_writer import Graph, Weights
-from engines.heads import DenseLayer, PooledOutput, check_outputs
+from engines.heads import DenseLayer, ModelOutput, check_outputs, token_names
 from engines.precision import Numbers
 
 # exp(-10,000) is 0 in every float type, and float16 still holds the number: masked texts add exactly nothing.
@@ -37,7 +38,7 @@ _MASKED = -10_000.0
 
 def packed_graph(
     checkpoint: Checkpoint,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
     told: Sequence[str] = (),
@@ -52,13 +53,13 @@ def packed_graph(
     encoder = read_encoder(checkpoint)
     widths = check_outputs(outputs, hidden_size=encoder.hidden_size)
     graph = Graph(numbers, told, beside)
-    pooled_outputs(graph, outputs, _encode(graph, encoder), width=encoder.hidden_size)
-    return graph.model(widths)
+    all_outputs(graph, outputs, _encode(graph, encoder), width=encoder.hidden_size)
+    return graph.model(widths, token_names(outputs))
 
 
 def written_graph(
     checkpoint: Checkpoint,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
     told: Sequence[str] = (),

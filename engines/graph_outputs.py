@@ -1,6 +1,6 @@
 """The end of every graph: from hidden states to each output, by pooling, normalising and a head.
 
-In float32 whatever the encoder computes in: it is N rows and not R * S.
+In float32 whatever the encoder computes in: it is N rows and not R * S, or else what is wanted of every token.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from onnx import TensorProto
 
 from engines.checkpoint import Pooling
 from engines.graph_writer import Graph
-from engines.heads import SMALLEST_NORM, PooledOutput
+from engines.heads import SMALLEST_NORM, ModelOutput, PooledOutput, TokenOutput
 
 
-def pooled_outputs(graph: Graph, outputs: Sequence[PooledOutput], hidden: str, *, width: int) -> None:
+def all_outputs(graph: Graph, outputs: Sequence[ModelOutput], hidden: str, *, width: int) -> None:
     """Each output of hidden states (R, S, `width`)."""
     shares: dict[Pooling, str] = {}
     for output in outputs:
+        if isinstance(output, TokenOutput):
+            finished_output(graph, output, graph.to_float32(hidden))
+            continue
         if output.pooling not in shares:
             shares[output.pooling] = _shares(graph, output.pooling)
         vectors = graph.add("MatMul", shares[output.pooling], hidden)  # (R, P, H)
@@ -26,9 +29,9 @@ def pooled_outputs(graph: Graph, outputs: Sequence[PooledOutput], hidden: str, *
         finished_output(graph, output, graph.to_float32(graph.add("Gather", flat, "texts")))
 
 
-def finished_output(graph: Graph, output: PooledOutput, value: str) -> None:
-    """An output of its texts' vectors, float32 (N, H)."""
-    if output.normalize:
+def finished_output(graph: Graph, output: ModelOutput, value: str) -> None:
+    """An output of its texts' vectors, float32 (N, H), or of its tokens', (R, S, H)."""
+    if isinstance(output, PooledOutput) and output.normalize:
         squares = graph.add("ReduceSum", graph.add("Mul", value, value), graph.constant(np.array([-1])), keepdims=1)
         norm = graph.add("Sqrt", squares)
         value = graph.add("Div", value, graph.add("Max", norm, _float32(graph, SMALLEST_NORM)))

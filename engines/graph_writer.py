@@ -136,8 +136,8 @@ class Graph:
         zero = self.constant(np.zeros(amax.shape, ZERO_POINTS[kind]))
         return self.add("DequantizeLinear", self.add("QuantizeLinear", value, scale, zero, **axis), scale, zero, **axis)
 
-    def model(self, widths: dict[str, int]) -> onnx.ModelProto:
-        """All of it, with an output for each name. Raises CheckpointError where an input has it."""
+    def model(self, widths: dict[str, int], of_tokens: frozenset[str] = frozenset()) -> onnx.ModelProto:
+        """All of it, with an output for each name, some `of_tokens`. Raises CheckpointError where an input has it."""
         for name in INPUTS:
             if name in widths:
                 raise CheckpointError(f"output {name!r}: an input of the graph has this name: choose another")
@@ -145,7 +145,10 @@ class Graph:
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT32, places) for name in INPUTS[:3]]
         inputs += [helper.make_tensor_value_info(name, TensorProto.INT32, [name]) for name in INPUTS[3:]]
         outputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["texts", width]) for name, width in widths.items()
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, [*(places if name in of_tokens else ["texts"]), width]
+            )
+            for name, width in widths.items()
         ]
         told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["channels"]) for name in sorted(self._told)]
         graph = helper.make_graph(self.nodes, "packed_rows", inputs, outputs + told, self.constants)

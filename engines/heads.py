@@ -1,4 +1,4 @@
-"""What is computed from a text's hidden states: pooling, normalising, and a head of dense layers.
+"""What is computed from a text's hidden states: pooling, normalising, and a head of dense layers; or of each token's.
 
 A linear head has a file of its own, safetensors: `weight` (labels, width), `bias` (labels,), and in the metadata
 `labels` (a JSON list) plus whatever its maker wrote (source, licence, accuracy).
@@ -56,6 +56,23 @@ class PooledOutput:
     def are_logits(self) -> bool:
         """Whether its numbers are logits."""
         return self.logits or self.head is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """One named vector a token: its hidden state, then the head's. `logits` as of a PooledOutput."""
+
+    name: str
+    head: Head | None = None
+    logits: bool = False
+
+    @property
+    def are_logits(self) -> bool:
+        """Whether its numbers are logits."""
+        return self.logits or self.head is not None
+
+
+ModelOutput = PooledOutput | TokenOutput
 
 
 def load_head(path: Path) -> Head:
@@ -119,7 +136,12 @@ def classification_head(checkpoint: Checkpoint) -> Head:
     return Head(labels=labels, layers=(pooler, classifier))
 
 
-def check_outputs(outputs: Sequence[PooledOutput], *, hidden_size: int) -> dict[str, int]:
+def token_names(outputs: Sequence[ModelOutput]) -> frozenset[str]:
+    """Of those outputs that are of each token."""
+    return frozenset(output.name for output in outputs if isinstance(output, TokenOutput))
+
+
+def check_outputs(outputs: Sequence[ModelOutput], *, hidden_size: int) -> dict[str, int]:
     """Output name -> width, once names are known to be unique and each head's layers to fit one another."""
     widths: dict[str, int] = {}
     for output in outputs:

@@ -24,7 +24,11 @@ class LaneArrays(Protocol):
     def inputs(self, shape: PlanShape) -> Layout: ...
 
     def outputs(self, shape: PlanShape) -> Layout:
-        """A batch of N texts is answered by the first N of each."""
+        """A batch is answered by the first `count` of each."""
+        ...
+
+    def count(self, name: str, rows: PackedRows) -> int:
+        """Of an output's array: N, or of tokens R."""
         ...
 
     def prepare(self, inputs: Arrays) -> None:
@@ -36,21 +40,29 @@ class LaneArrays(Protocol):
         ...
 
     def answers(self, outputs: Arrays, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        """Output name -> float32 (N, W) in memory of its own, from the first N of the arrays."""
+        """As `engines.rows.Engine.run`, in memory of its own, from the first of the arrays."""
         ...
 
 
 class PackedArrays:
     """Implements `LaneArrays` for plans of `engines.graph`'s graphs, whose outputs are the answers."""
 
-    def __init__(self, widths: Mapping[str, int]) -> None:
+    def __init__(self, widths: Mapping[str, int], of_tokens: frozenset[str] = frozenset()) -> None:
         self._widths = dict(widths)
+        self._of_tokens = of_tokens
 
     def inputs(self, shape: PlanShape) -> Layout:
         return {name: (size, np.int32) for name, size in shape.inputs().items()}
 
     def outputs(self, shape: PlanShape) -> Layout:
-        return {name: ((shape.texts, width), np.float32) for name, width in self._widths.items()}
+        tokens, texts = (shape.rows, shape.row_length), (shape.texts,)
+        return {
+            name: ((*(tokens if name in self._of_tokens else texts), width), np.float32)
+            for name, width in self._widths.items()
+        }
+
+    def count(self, name: str, rows: PackedRows) -> int:
+        return len(rows.input_ids) if name in self._of_tokens else rows.row.size
 
     def prepare(self, inputs: Arrays) -> None:
         inputs["slots"][:] = np.arange(1, inputs["slots"].size + 1)
@@ -64,4 +76,9 @@ class PackedArrays:
         inputs["texts"][: rows.row.size] = rows.row * np.int32(inputs["slots"].size) + rows.slot
 
     def answers(self, outputs: Arrays, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        return {name: array[: rows.row.size].copy() for name, array in outputs.items()}
+        row_length = rows.input_ids.shape[1]
+        answers: dict[str, NDArray[np.float32]] = {}
+        for name, array in outputs.items():
+            found = array[: self.count(name, rows)]
+            answers[name] = (found[:, :row_length] if name in self._of_tokens else found).copy()
+        return answers

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engines.errors import EngineLost
 from engines.plan_shapes import PlanShape, parts
-from engines.rows import PackedRows, checked_rows
+from engines.rows import PackedRows, checked_rows, empty_answers
 
 # Of each instance of a GPU: one batch is computed and one is queued behind it.
 LANES_PER_INSTANCE = 2
@@ -21,7 +21,7 @@ class Lane(Protocol):
     """Computes one part at a time."""
 
     def run(self, shape: PlanShape, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        """Output name -> float32 (N, W). Raises EngineError, EngineLost."""
+        """As `engines.rows.Engine.run`. Raises EngineError, EngineLost."""
         ...
 
     def close(self) -> None:
@@ -39,6 +39,7 @@ class LaneEngine:
         shapes: Sequence[PlanShape],
         widths: Mapping[str, int],
         *,
+        of_tokens: frozenset[str] = frozenset(),
         vocab_size: int,
         max_positions: int,
         types: int,
@@ -47,6 +48,7 @@ class LaneEngine:
         self._lanes = tuple(lanes)
         self._shapes = sorted(shapes)
         self._widths = dict(widths)
+        self._of_tokens = of_tokens
         self._vocab_size = vocab_size
         self._max_positions = max_positions
         self._types = types
@@ -60,15 +62,21 @@ class LaneEngine:
     def widths(self) -> Mapping[str, int]:
         return self._widths
 
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return self._of_tokens
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)
-        pieces = [(self._run(shape, part), texts) for shape, part, texts in parts(rows, self._shapes)]
+        pieces = [(self._run(shape, part), part, texts) for shape, part, texts in parts(rows, self._shapes)]
         if len(pieces) == 1:
             return pieces[0][0]
-        answers = {name: np.empty((rows.row.size, width), np.float32) for name, width in self._widths.items()}
-        for piece, texts in pieces:
+        answers = empty_answers(rows, self._widths, self._of_tokens)
+        for piece, part, texts in pieces:
+            first = rows.row[texts[0]] - part.row[0]
             for name, answer in piece.items():
-                answers[name][texts] = answer
+                mine = slice(first, first + len(part.input_ids)) if name in self._of_tokens else texts
+                answers[name][mine] = answer
         return answers
 
     def close(self) -> None:

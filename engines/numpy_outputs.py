@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.families import Activation
-from engines.heads import SMALLEST_NORM, DenseLayer, PooledOutput
+from engines.heads import SMALLEST_NORM, DenseLayer, ModelOutput, PooledOutput
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-def finished(output: PooledOutput, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The output's numbers (..., W) of pooled vectors (..., H)."""
+def finished(output: ModelOutput, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The output's numbers (..., W) of vectors (..., H): pooled ones, or tokens'."""
     value = vectors
-    if output.normalize:
+    if isinstance(output, PooledOutput) and output.normalize:
         value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), SMALLEST_NORM)
     for layer in output.head.layers if output.head else ():
         value = dense(value, layer)

@@ -22,9 +22,9 @@ from onnx import TensorProto, compose, numpy_helper, version_converter
 from engines.errors import CheckpointError
 from engines.exporters import check_inputs, chosen_output
 from engines.graph import written
-from engines.graph_outputs import finished_output, pooled_outputs
+from engines.graph_outputs import all_outputs, finished_output
 from engines.graph_writer import Graph, Weights
-from engines.heads import PooledOutput, check_outputs
+from engines.heads import ModelOutput, TokenOutput, check_outputs, token_names
 from engines.precision import Numbers
 
 # From here on axes are inputs, as in the nodes that are added; older files are converted.
@@ -77,7 +77,7 @@ def read_onnx(path: Path, *, output: str | None = None) -> OnnxModel:
 
 def onnx_graph(
     model: OnnxModel,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     max_positions: int,
     first_position: int = 0,
@@ -93,7 +93,7 @@ def onnx_graph(
 
 
 def _grown(
-    model: OnnxModel, outputs: Sequence[PooledOutput], max_positions: int, first_position: int, beside: Weights | None
+    model: OnnxModel, outputs: Sequence[ModelOutput], max_positions: int, first_position: int, beside: Weights | None
 ) -> onnx.ModelProto:
     inner = _prefixed(model.path)
     before = Graph(Numbers(), told=(), beside=beside, named="before")
@@ -101,17 +101,18 @@ def _grown(
     after = Graph(Numbers(), told=(), beside=beside, named="after")
     answer = after.add("Cast", f"{_PREFIX}{model.output}", to=TensorProto.FLOAT)
     if model.per_token:
-        pooled_outputs(after, outputs, answer, width=model.width)
+        all_outputs(after, outputs, answer, width=model.width)
     else:
         # Of each row's slots only the first is taken: slot 0, so that a text's number is its row times their count.
         slots = after.add("Cast", after.add("Shape", "slots"), to=TensorProto.INT32)
         texts = after.add("Gather", answer, after.add("Div", "texts", slots))
         for output in outputs:
+            assert not isinstance(output, TokenOutput), "there are no tokens in an output of texts"
             finished_output(after, output, texts)
     for tensor in inner.graph.initializer:
         if _fits_beside(tensor, beside):
             after.constant(numpy_helper.to_array(tensor), name=tensor.name)
-    frame = after.model(check_outputs(outputs, hidden_size=model.width))
+    frame = after.model(check_outputs(outputs, hidden_size=model.width), token_names(outputs))
     grown = onnx.ModelProto(ir_version=max(inner.ir_version, frame.ir_version), producer_name="penstock")
     grown.opset_import.extend(inner.opset_import)
     grown.functions.extend(inner.functions)

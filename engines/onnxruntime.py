@@ -41,6 +41,7 @@ class OnnxRuntimeEngine:
     def __init__(self, source: GraphSource, *, threads: int) -> None:
         # And not the source: it holds on to what the graph was written from.
         self._widths = dict(source.widths)
+        self._of_tokens = source.of_tokens
         self._vocab_size = source.vocab_size
         self._max_positions = source.max_positions
         self._types = source.types
@@ -49,6 +50,10 @@ class OnnxRuntimeEngine:
     @property
     def widths(self) -> Mapping[str, int]:
         return self._widths
+
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return self._of_tokens
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)

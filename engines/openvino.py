@@ -27,6 +27,7 @@ class OpenVinoEngine:
             raise EngineUnavailable("engine openvino: not installed: pip install openvino") from err
         # And not the source: it holds on to what the graph was written from.
         self._widths = dict(source.widths)
+        self._of_tokens = source.of_tokens
         self._vocab_size = source.vocab_size
         self._max_positions = source.max_positions
         self._types = source.types
@@ -55,6 +56,10 @@ class OpenVinoEngine:
     @property
     def widths(self) -> Mapping[str, int]:
         return self._widths
+
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return self._of_tokens
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         rows = checked_rows(rows, vocab_size=self._vocab_size, max_positions=self._max_positions, types=self._types)

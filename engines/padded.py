@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.plan_shapes import PlanShape
-from engines.rows import Engine, PackedRows
+from engines.rows import Engine, PackedRows, empty_answers, text_places
 
 
 class PaddedEngine:
@@ -38,18 +38,26 @@ class PaddedEngine:
     def widths(self) -> Mapping[str, int]:
         return self._engine.widths
 
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return self._engine.of_tokens
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        answers = {name: np.empty((rows.row.size, width), np.float32) for name, width in self.widths.items()}
-        for texts, padded in self._laid_out(rows):
+        answers = empty_answers(rows, self.widths, self.of_tokens)
+        for texts, padded, places in self._laid_out(rows):
             for name, answer in self._engine.run(padded).items():
-                answers[name][texts] = answer
+                if name in self.of_tokens:
+                    answers[name].reshape(-1, answer.shape[-1])[places] = answer[padded.segment_ids > 0]
+                else:
+                    answers[name][texts] = answer
         return answers
 
     def close(self) -> None:
         self._engine.close()
 
-    def _laid_out(self, rows: PackedRows) -> Iterator[tuple[NDArray[np.intp], PackedRows]]:
-        begins, lengths = _places(rows)
+    def _laid_out(self, rows: PackedRows) -> Iterator[tuple[NDArray[np.intp], PackedRows, NDArray[np.intp]]]:
+        """Texts, their padded rows, and where their tokens are in all rows end to end."""
+        begins, lengths = text_places(rows)
         choices = np.searchsorted(self._lengths, lengths)
         for choice in np.unique(choices):
             length = int(self._lengths[choice])
@@ -57,22 +65,17 @@ class PaddedEngine:
             step = max(1, self._max_tokens // length)
             for first in range(0, alike.size, step):
                 texts = alike[first : first + step]
-                yield texts, _padded(rows, begins[texts], lengths[texts], length)
+                yield texts, *_padded(rows, begins[texts], lengths[texts], length)
 
 
-def _places(rows: PackedRows) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where each text begins, in all rows end to end, and how many tokens it has, both (N,)."""
-    inside = rows.segment_ids[rows.row] == (rows.slot + 1)[:, np.newaxis]  # (N, S)
-    row_length = rows.segment_ids.shape[1]
-    return rows.row * row_length + inside.argmax(axis=1), inside.sum(axis=1)
-
-
-def _padded(rows: PackedRows, begins: NDArray[np.intp], lengths: NDArray[np.intp], row_length: int) -> PackedRows:
+def _padded(
+    rows: PackedRows, begins: NDArray[np.intp], lengths: NDArray[np.intp], row_length: int
+) -> tuple[PackedRows, NDArray[np.intp]]:
     place = np.arange(row_length)
     real = place < lengths[:, np.newaxis]  # (N, S)
     flat = np.minimum(begins[:, np.newaxis] + place, rows.input_ids.size - 1)
     count = np.arange(len(begins), dtype=np.int32)
-    return PackedRows(
+    padded = PackedRows(
         input_ids=np.where(real, rows.input_ids.ravel()[flat], 0).astype(np.int32),
         position_ids=np.where(real, rows.position_ids.ravel()[flat], 0).astype(np.int32),
         segment_ids=real.astype(np.int32),
@@ -80,3 +83,4 @@ def _padded(rows: PackedRows, begins: NDArray[np.intp], lengths: NDArray[np.intp
         slot=np.zeros_like(count),
         slots=1,
     )
+    return padded, flat[real]

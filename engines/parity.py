@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import ParityError
-from engines.heads import PooledOutput
+from engines.heads import ModelOutput
 from engines.precision import Precision
 
 
@@ -62,8 +62,8 @@ class Parity:
         return f"{', '.join(words)}, of {self.texts} texts"
 
 
-def compare(output: PooledOutput, reference: NDArray[np.float32], computed: NDArray[np.float32]) -> Parity:
-    """Of an output's numbers, (N, W) each."""
+def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArray[np.float32]) -> Parity:
+    """Of an output's numbers, (N, W) each: of texts, or else of tokens."""
     assert reference.shape == computed.shape
     error = float(np.abs(reference - computed).max())
     if output.are_logits:

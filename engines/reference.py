@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Checkpoint
 from engines.encoder import EncoderLayer, Norm, read_encoder
-from engines.heads import PooledOutput, check_outputs
+from engines.heads import ModelOutput, PooledOutput, TokenOutput, check_outputs, token_names
 from engines.numpy_outputs import activated, dense, finished
-from engines.rows import PackedRows, checked_rows
+from engines.rows import PackedRows, checked_rows, empty_answers
 
 
 class ReferenceEngine:
     """Implements `engines.rows.Engine`, computing in float64 and answering in float32."""
 
-    def __init__(self, checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> None:
+    def __init__(self, checkpoint: Checkpoint, outputs: Sequence[ModelOutput]) -> None:
         self._encoder = read_encoder(checkpoint)
         self._max_positions = checkpoint.max_positions
         self._types = checkpoint.types
@@ -33,16 +33,23 @@ class ReferenceEngine:
     def widths(self) -> Mapping[str, int]:
         return self._widths
 
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        return token_names(self._outputs)
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         rows = checked_rows(
             rows, vocab_size=self._encoder.vocab_size, max_positions=self._max_positions, types=self._types
         )
-        answers = {name: np.zeros((rows.row.size, width), np.float32) for name, width in self._widths.items()}
+        answers = empty_answers(rows, self._widths, self.of_tokens)
         for text, (row, slot) in enumerate(zip(rows.row, rows.slot, strict=True)):
             mine = rows.segment_ids[row] == slot + 1
             hidden = self._encode(rows.input_ids[row][mine], rows.position_ids[row][mine])  # (T, H)
             for output in self._outputs:
-                answers[output.name][text] = _pool(output, hidden, rows.position_ids[row][mine])
+                if isinstance(output, TokenOutput):
+                    answers[output.name][row][mine] = finished(output, hidden)
+                else:
+                    answers[output.name][text] = _pool(output, hidden, rows.position_ids[row][mine])
         return answers
 
     def close(self) -> None:

@@ -56,8 +56,14 @@ class Engine(Protocol):
         """Output name -> W."""
         ...
 
+    @property
+    def of_tokens(self) -> frozenset[str]:
+        """Names of the outputs that are of each token, and not of each text."""
+        ...
+
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         """Output name -> float32 (N, W), in the order of `rows.row`; not always finite, which the caller looks for.
+        An output of tokens is (R, S, W), and where no text lies it may hold anything.
 
         Raises EngineError when the batch can't be computed, EngineBusy when it may be a little later.
         """
@@ -97,6 +103,32 @@ def checked_rows(rows: PackedRows, *, vocab_size: int, max_positions: int, types
         raise EngineError(f"a text is longer than the model's {max_positions} positions")
     of_table = places + max_positions * second if types > 1 else places
     return replace(rows, position_ids=of_table.astype(np.int32))
+
+
+def text_places(rows: PackedRows) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each text begins, in all rows end to end, and how many tokens it has, both (N,)."""
+    inside = rows.segment_ids[rows.row] == (rows.slot + 1)[:, np.newaxis]  # (N, S)
+    row_length = rows.segment_ids.shape[1]
+    return rows.row * row_length + inside.argmax(axis=1), inside.sum(axis=1)
+
+
+def tokens_of_texts(answer: NDArray[np.float32], rows: PackedRows) -> list[NDArray[np.float32]]:
+    """An answer of tokens (R, S, W), by text: views (its tokens, W), in the order of `rows.row`."""
+    flat = answer.reshape(-1, answer.shape[-1])
+    begins, lengths = text_places(rows)
+    ends = begins + lengths
+    return [flat[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+
+def empty_answers(
+    rows: PackedRows, widths: Mapping[str, int], of_tokens: frozenset[str]
+) -> dict[str, NDArray[np.float32]]:
+    """What `Engine.run` answers, to be filled in."""
+    return {
+        # What nobody fills in is read by nobody.
+        name: np.empty((*rows.input_ids.shape, width) if name in of_tokens else (rows.row.size, width), np.float32)
+        for name, width in widths.items()
+    }
 
 
 def graph_inputs(rows: PackedRows) -> dict[str, NDArray[np.int32]]:

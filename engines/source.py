@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.checkpoint import Checkpoint
 from engines.graph import written_graph
 from engines.graph_writer import Weights
-from engines.heads import PooledOutput, check_outputs
+from engines.heads import ModelOutput, check_outputs, token_names
 from engines.onnx_model import OnnxModel, onnx_graph
 
 # Where nobody knows a model's vocabulary: any id that there is.
@@ -22,6 +22,7 @@ class GraphSource:
 
     path            for messages
     widths          output name -> W
+    of_tokens       names of the outputs that are of each token
     vocab_size      token ids lie under it
     max_positions   the most tokens of a text
     types           the token types that it tells apart
@@ -31,6 +32,7 @@ class GraphSource:
 
     path: Path
     widths: Mapping[str, int]
+    of_tokens: frozenset[str]
     vocab_size: int
     max_positions: int
     types: int
@@ -38,11 +40,12 @@ class GraphSource:
     one_text_a_row: bool = False
 
 
-def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> GraphSource:
+def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[ModelOutput]) -> GraphSource:
     """In float32. Raises CheckpointError where heads don't fit."""
     return GraphSource(
         path=checkpoint.folder,
         widths=check_outputs(outputs, hidden_size=checkpoint.config.hidden_size),
+        of_tokens=token_names(outputs),
         vocab_size=checkpoint.config.vocab_size,
         max_positions=checkpoint.max_positions,
         types=checkpoint.types,
@@ -52,7 +55,7 @@ def of_checkpoint(checkpoint: Checkpoint, outputs: Sequence[PooledOutput]) -> Gr
 
 def of_onnx(
     model: OnnxModel,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     vocab_size: int | None,
     max_positions: int,
@@ -62,6 +65,7 @@ def of_onnx(
     return GraphSource(
         path=model.path,
         widths=check_outputs(outputs, hidden_size=model.width),
+        of_tokens=token_names(outputs),
         vocab_size=vocab_size or ANY_ID,
         max_positions=max_positions,
         types=2,

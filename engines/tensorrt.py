@@ -53,7 +53,7 @@ class GpuLane:
         with self._device.current():
             lane.launch()
             for name in lane.outputs.arrays:
-                lane.outputs.to_host(name, rows.row.size, self._stream)
+                lane.outputs.to_host(name, self._arrays.count(name, rows), self._stream)
             self._done.record(self._stream)
             self._done.synchronize()
         return self._arrays.answers(lane.outputs.arrays, rows)
@@ -125,6 +125,7 @@ def open_lanes(
     device: cuda.Device,
     plans: Mapping[PlanShape, bytes],
     widths: Mapping[str, int],
+    of_tokens: frozenset[str],
     *,
     instances: int,
 ) -> list[Lane]:
@@ -145,7 +146,7 @@ def open_lanes(
                 raise no_room(device, logger)
             return {shape: Context(execution) for shape, execution in executions.items()}
 
-        return lanes_of(device, contexts, PackedArrays(widths), instances=instances)
+        return lanes_of(device, contexts, PackedArrays(widths, of_tokens), instances=instances)
 
 
 def lanes_of(

@@ -130,6 +130,8 @@ def _shape(output: Output) -> str:
             return f"{label} {score:.3f}"
         case [Ranked(index, score), *_]:
             return f"passage {index} {score:.3f}"
+        case [[*numbers], *_]:
+            return f"{len(output)} x {len(numbers)} floats"
         case [*numbers]:
             return f"{len(numbers)} floats"
     return "nothing"

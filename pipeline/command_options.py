@@ -28,6 +28,7 @@ class TaskName(StrEnum):
     TEXT_CLASSIFICATION = "text-classification"
     TEXT_RANKING = "text-ranking"
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+    FEATURE_EXTRACTION = "feature-extraction"
 
 
 # Of several commands.
@@ -136,8 +137,8 @@ Task = Annotated[
     TaskName | None,
     typer.Option(
         metavar="TASK",
-        help="With --model: sentence-embedding, text-classification, text-ranking or zero-shot-classification. "
-        "Default: what the model is made for.",
+        help="With --model: sentence-embedding, text-classification, text-ranking, zero-shot-classification or "
+        "feature-extraction. Default: what the model is made for.",
         show_default=False,
     ),
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from engines.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from engines.engine import open_engine, open_source
 from engines.errors import CheckpointError, ParityError
-from engines.heads import PooledOutput, check_outputs, classification_head
+from engines.heads import ModelOutput, PooledOutput, TokenOutput, check_outputs, classification_head
 from engines.rows import Engine
 from pipeline.model_files import blaming, max_length, model_config, model_folder, model_head, pooling_of, task_of
 from pipeline.plans.samples import Windows
@@ -73,7 +73,7 @@ def _open_plan(settings: EnsembleSettings, indices: Sequence[int]) -> Engine:
         )
 
 
-def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig, found: Answer) -> PooledOutput:
+def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig, found: Answer) -> ModelOutput:
     """Of a file of the user's: `found` is what it says of itself."""
     from pipeline import user_models
 
@@ -81,6 +81,10 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
     head = model_head(settings, index) if model.head is not None else None
     task = task_of(model, config)
     with blaming(settings, "models", index, "onnx" if model.plan is None else "plan"):
+        if task == "feature-extraction":
+            if model.plan is not None:
+                user_models.check_plan_width(config, found)
+            return user_models.token_output(model, found)
         if task != "sentence-embedding" and head is None:
             return user_models.logits_output(model, config, found)
         if task == "sentence-embedding" and model.plan is not None:
@@ -92,8 +96,10 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
     return output
 
 
-def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> PooledOutput:
+def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> ModelOutput:
     model = settings.models[index]
+    if task_of(model, checkpoint) == "feature-extraction":
+        return TokenOutput(name=model.name)
     if task_of(model, checkpoint) != "sentence-embedding" and model.head is None:
         # The classifier that was trained with the encoder has its own pooling.
         with blaming(settings, "models", index, "source"):

@@ -13,7 +13,9 @@ from pipeline.mistakes import Contradictions
 from pipeline.names import Name
 from schemas.parameters import EmbeddingPrecision, ScoreFunction
 
-Task = Literal["sentence-embedding", "text-classification", "text-ranking", "zero-shot-classification"]
+Task = Literal[
+    "sentence-embedding", "text-classification", "text-ranking", "zero-shot-classification", "feature-extraction"
+]
 
 # Which tasks an option is for.
 _OF_TASKS: dict[str, tuple[Task, ...]] = {
@@ -105,7 +107,8 @@ class ModelSettings(Section):
 
     task: Task | None = None
     """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding. text-ranking
-    is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference."""
+    is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference,
+    feature-extraction answers the vector of each token."""
 
     pooling: Literal["mean", "cls"] | None = None
     """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
@@ -161,6 +164,10 @@ class ModelSettings(Section):
                 wrong.add(option, message=f"has no effect on a {self.task}; allowed with: {', '.join(tasks)}")
         if self.precision in ("int8", "uint8") and self.ranges is None:
             wrong.add("precision", message=f"{self.precision} needs ranges; allowed with: ranges")
+        if self.task == "feature-extraction":
+            for option in ("pooling", "normalize"):
+                if option in self.model_fields_set:
+                    wrong.add(option, message="has no effect on a feature-extraction; allowed with: sentence-embedding")
         if self.task == "text-classification" and self.head is None:
             for option in ("pooling", "normalize"):
                 if getattr(self, option) is not None:

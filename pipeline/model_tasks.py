@@ -13,9 +13,9 @@ from schemas.parameters import ScoreFunction
 from schemas.requests import request_kind
 from stages.classification import TextClassification
 from stages.embeddings import SentenceEmbedding
+from stages.features import FeatureExtraction
 from stages.pair_tasks import TextRanking, ZeroShotClassification
-from stages.tasks import PairsTask
-from stages.tasks import Task as TaskStage
+from stages.tasks import AnyTask
 
 # As `transformers.TextClassificationPipeline` chooses where its caller does not.
 _FUNCTIONS: dict[str | None, ScoreFunction] = {
@@ -36,7 +36,7 @@ def model_tasks(settings: EnsembleSettings) -> list[Task]:
     return tasks
 
 
-def model_task(settings: EnsembleSettings, index: int) -> TaskStage | PairsTask:
+def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
     """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
     model = settings.models[index]
     config = model_config(settings, index)
@@ -44,6 +44,8 @@ def model_task(settings: EnsembleSettings, index: int) -> TaskStage | PairsTask:
     match task_of(model, config):
         case "sentence-embedding":
             return _embedding(settings, index, config)
+        case "feature-extraction":
+            return FeatureExtraction(width=_width(settings, index, config))
         case "text-ranking":
             if len(config.labels) != 1:
                 message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"

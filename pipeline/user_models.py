@@ -9,7 +9,7 @@ from typing import Protocol
 
 from engines.checkpoint import CheckpointConfig, Pooling, sentence_settings
 from engines.errors import CheckpointError
-from engines.heads import Head, PooledOutput
+from engines.heads import Head, ModelOutput, PooledOutput, TokenOutput
 from engines.onnx_model import OnnxModel, read_onnx
 from engines.source import GraphSource, of_onnx
 from pipeline.model_settings import ModelSettings
@@ -60,6 +60,16 @@ def logits_output(model: ModelSettings, config: CheckpointConfig, found: Answer)
     return PooledOutput(name=model.name, pooling="mean", normalize=False, logits=True)
 
 
+def token_output(model: ModelSettings, found: Answer) -> TokenOutput:
+    """What the file answers of each token. Raises CheckpointError."""
+    if not found.per_token:
+        raise CheckpointError(
+            f"{found.path}: output {found.output!r} is of texts, and {model.task} wants one of tokens (texts, tokens, "
+            "width): name another output, or export the model without its pooling"
+        )
+    return TokenOutput(name=model.name)
+
+
 def vector_output(
     model: ModelSettings,
     config: CheckpointConfig,
@@ -87,7 +97,7 @@ def check_plan_width(config: CheckpointConfig, plan: Answer) -> None:
 
 
 def graph_source(
-    model: ModelSettings, config: CheckpointConfig, outputs: Sequence[PooledOutput], *, max_length: int
+    model: ModelSettings, config: CheckpointConfig, outputs: Sequence[ModelOutput], *, max_length: int
 ) -> GraphSource:
     """What an engine computes. Raises CheckpointError."""
     return of_onnx(

@@ -44,6 +44,7 @@ from schemas.packs import (
     encode_pack,
     joined_encodings,
     joined_tokens,
+    parted,
     source_of,
 )
 from schemas.records import OutputRecord
@@ -53,6 +54,9 @@ from stages.postprocess import PostprocessStage
 
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
+
+# Of a pack's numbers of tokens: half of what a record may have, as results are JSON and twice as long.
+_MOST_NUMBERS_BYTES = 8 << 20
 
 _MakeStep = Callable[[Next, Callable[[BaseException], None], DeadLetters, WorkerMetrics], Step]
 Makers = Mapping[Stage, _MakeStep]
@@ -307,7 +311,8 @@ def sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:
         if stage == "tokenize" and unit.tokens is not None:
             unit.outputs.append(_pack_record(settings.topic_names.tokens, unit.tokens))
         elif stage == "encode" and unit.encodings is not None:
-            unit.outputs.append(_pack_record(settings.topic_names.encodings, unit.encodings))
+            for part in parted(unit.encodings, most_bytes=_MOST_NUMBERS_BYTES):
+                unit.outputs.append(_pack_record(settings.topic_names.encodings, part))
         # Nothing of it is needed any more, and it waits for its delivery.
         unit.tokens = unit.encodings = None
         finish(unit)

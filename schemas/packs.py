@@ -27,6 +27,10 @@ _FLOAT32 = np.dtype("<f4")
 # Added to a token's number where it belongs to the second text of a pair (BERT's token type 1).
 SECOND_TEXT = 1 << 30
 
+# Numbers of a token's details, and what is the place of one that was added to the text.
+DETAILS = 4
+SPECIAL = -1
+
 # What a pack says of places must be sayable to Kafka, whose client fails on any other number or name.
 _Topic = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}\Z")]
 _Partition = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -51,7 +55,12 @@ class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tokens/2"):
     """Tokenized texts. `lengths` int32 (chunks,) and `input_ids` uint16 or uint32 (sum of lengths,), flat: a token's
-    number in the vocabulary, and SECOND_TEXT more where it belongs to the second text of a pair."""
+    number in the vocabulary, and SECOND_TEXT more where it belongs to the second text of a pair.
+
+    `details` is int32 (sum of lengths, 4), flat, where a task asks for each token, and else empty: its number in the
+    vocabulary, its place in the text (SPECIAL: in none, it was added), and the characters of the text where it starts
+    and ends.
+    """
 
     topic: _Topic
     partition: _Partition
@@ -59,6 +68,7 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     wide: bool
     lengths: bytes
     input_ids: bytes
+    details: bytes = b""
 
     def chunk_lengths(self) -> NDArray[np.int32]:
         """Tokens of each chunk, (chunks,)."""
@@ -71,35 +81,55 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         # np.split does the same, at ten times the price.
         return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
+    def chunk_details(self) -> list[NDArray[np.int32]]:
+        """Of each chunk, (tokens, 4); empty where there are none."""
+        flat = np.frombuffer(self.details, _INT32).reshape(-1, DETAILS)
+        return np.split(flat, np.cumsum(self.chunk_lengths())[:-1]) if len(flat) else []
+
 
 class EncodedOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One model's numbers for every chunk of a pack: float32 (chunks, width), flat."""
+    """One model's numbers for every chunk of a pack, float32 (chunks, width), flat; or for every token of every
+    chunk, (sum of lengths, width)."""
 
     name: str
     width: _Count
     values: bytes
+    of_tokens: bool = False
 
     def rows(self) -> NDArray[np.float32]:
-        """(chunks, width)"""
+        """(chunks, width), or of tokens (sum of lengths, width)"""
         return np.frombuffer(self.values, _FLOAT32).reshape(-1, self.width)
 
 
 class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="encodings/2"):
-    """What the engine made of a TokenPack: the same texts, the same chunks."""
+    """What the engine made of a TokenPack: the same texts, the same chunks, the same `details`."""
 
     topic: _Topic
     partition: _Partition
     texts: list[PackedText]
     lengths: bytes
     outputs: list[EncodedOutput]
+    details: bytes = b""
 
     def chunk_lengths(self) -> NDArray[np.int32]:
         """Tokens of each chunk, (chunks,)."""
         return np.frombuffer(self.lengths, _INT32)
 
+    def token_details(self) -> NDArray[np.int32]:
+        """(sum of lengths, 4), or (0, 4)."""
+        return np.frombuffer(self.details, _INT32).reshape(-1, DETAILS)
 
-def token_pack(*, topic: str, partition: int, texts: list[PackedText], chunks: list[NDArray[np.int32]]) -> TokenPack:
-    """A pack of `texts`, whose chunks' token ids lie one after another in `chunks`."""
+
+def token_pack(
+    *,
+    topic: str,
+    partition: int,
+    texts: list[PackedText],
+    chunks: list[NDArray[np.int32]],
+    details: Sequence[NDArray[np.int32]] = (),
+) -> TokenPack:
+    """A pack of `texts`, whose chunks' token ids lie one after another in `chunks`, and so their `details`, if any,
+    each (tokens, 4)."""
     lengths = np.fromiter((len(chunk) for chunk in chunks), _INT32, len(chunks))
     flat = np.concatenate(chunks)
     wide = bool(flat.max(initial=0) > np.iinfo(_NARROW).max)
@@ -110,20 +140,24 @@ def token_pack(*, topic: str, partition: int, texts: list[PackedText], chunks: l
         wide=wide,
         lengths=lengths.tobytes(),
         input_ids=flat.astype(_WIDE if wide else _NARROW).tobytes(),
+        details=b"".join(each.astype(_INT32, copy=False).tobytes() for each in details),
     )
 
 
-def encoding_pack(pack: TokenPack, outputs: dict[str, NDArray[np.float32]]) -> EncodingPack:
-    """The encodings of a token pack; each output is float32 (chunks, width)."""
+def encoding_pack(
+    pack: TokenPack, outputs: dict[str, NDArray[np.float32]], of_tokens: frozenset[str] = frozenset()
+) -> EncodingPack:
+    """The encodings of a token pack; each output is float32 (chunks, width), or `of_tokens` (sum of lengths, width)."""
     return EncodingPack(
         topic=pack.topic,
         partition=pack.partition,
         texts=pack.texts,
         lengths=pack.lengths,
         outputs=[
-            EncodedOutput(name, rows.shape[1], rows.astype(_FLOAT32, copy=False).tobytes())
+            EncodedOutput(name, rows.shape[1], rows.astype(_FLOAT32, copy=False).tobytes(), name in of_tokens)
             for name, rows in outputs.items()
         ],
+        details=pack.details,
     )
 
 
@@ -142,13 +176,14 @@ def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
         wide=wide,
         lengths=b"".join(pack.lengths for pack in packs),
         input_ids=b"".join(ids),
+        details=_joined_details(packs),
     )
 
 
 def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
     """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
     first = packs[0]
-    shapes = {tuple((output.name, output.width) for output in pack.outputs) for pack in packs}
+    shapes = {tuple((output.name, output.width, output.of_tokens) for output in pack.outputs) for pack in packs}
     assert len({(pack.topic, pack.partition) for pack in packs}) == len(shapes) == 1
     return EncodingPack(
         topic=first.topic,
@@ -156,10 +191,47 @@ def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
         texts=[text for pack in packs for text in pack.texts],
         lengths=b"".join(pack.lengths for pack in packs),
         outputs=[
-            EncodedOutput(output.name, output.width, b"".join(pack.outputs[place].values for pack in packs))
+            EncodedOutput(
+                output.name, output.width, b"".join(pack.outputs[place].values for pack in packs), output.of_tokens
+            )
             for place, output in enumerate(first.outputs)
         ],
+        details=_joined_details(packs),
     )
+
+
+def _joined_details(packs: Sequence[TokenPack] | Sequence[EncodingPack]) -> bytes:
+    """Of all or of none: where some have them and others not, the ensemble file has changed in between."""
+    return b"".join(pack.details for pack in packs) if all(pack.details for pack in packs) else b""
+
+
+def parted(pack: EncodingPack, *, most_bytes: int) -> list[EncodingPack]:
+    """The pack in several, where numbers of tokens make it larger than that; a text stays whole."""
+    numbers_bytes = sum(len(output.values) for output in pack.outputs) + len(pack.details)
+    if numbers_bytes <= most_bytes or len(pack.texts) == 1 or not any(output.of_tokens for output in pack.outputs):
+        return [pack]
+    middle = len(pack.texts) // 2
+    chunks = sum(text.chunks for text in pack.texts[:middle])
+    tokens = sum(text.tokens for text in pack.texts[:middle])
+    halves = [
+        msgspec.structs.replace(
+            pack,
+            texts=pack.texts[texts],
+            lengths=pack.chunk_lengths()[of_chunks].tobytes(),
+            outputs=[
+                msgspec.structs.replace(
+                    output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
+                )
+                for output in pack.outputs
+            ],
+            details=pack.token_details()[of_tokens].tobytes(),
+        )
+        for texts, of_chunks, of_tokens in (
+            (slice(middle), slice(chunks), slice(tokens)),
+            (slice(middle, None), slice(chunks, None), slice(tokens, None)),
+        )
+    ]
+    return [part for half in halves for part in parted(half, most_bytes=most_bytes)]
 
 
 def source_of(pack: TokenPack | EncodingPack, text: PackedText) -> Source:
@@ -185,6 +257,7 @@ def decode_token_pack(value: bytes | None) -> TokenPack:
     lengths = _checked_lengths(pack)
     expected_bytes = int(lengths.sum()) * (_WIDE if pack.wide else _NARROW).itemsize
     _require(len(pack.input_ids) == expected_bytes, "input_ids and lengths disagree")
+    _check_details(pack, lengths)
     return pack
 
 
@@ -192,13 +265,15 @@ def decode_encoding_pack(value: bytes | None) -> EncodingPack:
     """The pack in a record of `<ensemble>.encodings`. Raises BadRecord where it is none, or contradicts
     itself."""
     pack = _decode(_encodings_decoder, value)
-    chunks = len(_checked_lengths(pack))
+    lengths = _checked_lengths(pack)
+    _check_details(pack, lengths)
     names = [output.name for output in pack.outputs]
     _require(len(set(names)) == len(names), "two outputs have one name")
     for output in pack.outputs:
+        rows = int(lengths.sum()) if output.of_tokens else len(lengths)
         _require(
-            len(output.values) == chunks * output.width * _FLOAT32.itemsize,
-            f"output {output.name!r} has not {chunks} rows of {output.width}",
+            len(output.values) == rows * output.width * _FLOAT32.itemsize,
+            f"output {output.name!r} has not {rows} rows of {output.width}",
         )
         _require(bool(np.isfinite(output.rows()).all()), f"output {output.name!r} is not finite")
     return pack
@@ -225,6 +300,13 @@ def _checked_lengths(pack: TokenPack | EncodingPack) -> NDArray[np.int32]:
     tokens = lengths if first is None else np.add.reduceat(lengths, first, dtype=np.int64)
     _require(tokens.tolist() == [text.tokens for text in pack.texts], "lengths and texts' tokens disagree")
     return lengths
+
+
+def _check_details(pack: TokenPack | EncodingPack, lengths: NDArray[np.int32]) -> None:
+    if pack.details:
+        expected_bytes = int(lengths.sum()) * DETAILS * _INT32.itemsize
+        _require(len(pack.details) == expected_bytes, "details and lengths disagree")
+        _require(int(np.frombuffer(pack.details, _INT32).min()) >= SPECIAL, "details are not of a text")
 
 
 def _require(holds: bool, message: str) -> None:

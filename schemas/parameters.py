@@ -43,6 +43,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
     "text-classification": ("top_k", "function_to_apply", "threshold"),
     "sentence-embedding": ("truncate_dim", "normalize", "precision"),
+    "feature-extraction": (),
     "text-ranking": ("top_k", "function_to_apply"),
     "zero-shot-classification": ("multi_label", "hypothesis_template"),
 }

@@ -65,6 +65,10 @@ class ZeroShotRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, 
 _KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classification": "zero-shot"}
 
 
+# They ask for numbers of each token, and for what is known of it.
+TOKEN_TASKS = frozenset({"feature-extraction"})
+
+
 def request_kind(tasks: Collection[str]) -> RequestKind:
     """What tasks read together. Raises ValueError where they do not read the same."""
     kinds = {_KINDS.get(task, "text") for task in tasks}

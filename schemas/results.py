@@ -1,8 +1,8 @@
 """Results: what Penstock writes to `<ensemble>.results`, one JSON object a request.
 
 An output has the shape that `transformers.pipeline` gives for one text: text classification a list of
-`{"label", "score"}`, a sentence embedding a list of numbers, zero-shot classification its labels and scores. Text
-ranking answers as text-embeddings-inference does.
+`{"label", "score"}`, a sentence embedding a list of numbers, feature extraction such a list for each token, zero-shot
+classification its labels and scores. Text ranking answers as text-embeddings-inference does.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class ZeroShot(msgspec.Struct, frozen=True, gc=False):
 TASK_OUTPUTS: dict[str, Any] = {
     "text-classification": list[Label],
     "sentence-embedding": list[float],
+    "feature-extraction": list[list[float]],
     "text-ranking": list[Ranked],
     "zero-shot-classification": ZeroShot,
 }
-Output = list[Label] | list[float] | list[Ranked] | ZeroShot
+Output = list[Label] | list[float] | list[list[float]] | list[Ranked] | ZeroShot
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineBusy, EngineError, EngineLost
-from engines.rows import Engine, one_token
+from engines.rows import Engine, PackedRows, one_token, tokens_of_texts
 from schemas.errors import BadRecord, Reason
 from schemas.packs import EncodingPack, PackedText, TokenPack, encoding_pack, token_pack
 from stages.blame import stage_failed, told
@@ -34,7 +34,8 @@ _BUSY_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What came of N windows: `outputs` name -> float32 (N, W), and the windows that failed, by index.
+    """What came of N windows: `outputs` name -> float32 (N, W), `of_tokens` name -> float32 (tokens, W) of each window,
+    and the windows that failed, by index.
 
     `tokens` are real ones, `padded_tokens` what the engines computed, ends of rows included.
     """
@@ -43,6 +44,7 @@ class Encoded:
     failed: dict[int, BadRecord]
     tokens: int
     padded_tokens: int
+    of_tokens: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class _Batch:
 
     windows: Sequence[NDArray[np.int32]]
     outputs: dict[str, NDArray[np.float32]]
+    of_tokens: dict[str, list[NDArray[np.float32]]]
     failed: dict[int, BadRecord]
     waits_s: Iterator[float]
     busy: list[int]
@@ -77,6 +80,7 @@ class EncodeStage:
         self._max_length = max_length
         self._sleep = sleep
         self._widths = {name: width for engine in engines for name, width in engine.widths.items()}
+        self._of_tokens = frozenset(name for engine in engines for name in engine.of_tokens)
 
     def pack(self, windows: Sequence[NDArray[np.int32]]) -> list[RowGroup]:
         """Lay the windows into rows, all but those that are too long: the part of the work that needs no engine."""
@@ -88,12 +92,20 @@ class EncodeStage:
 
         Raises EngineError where the engine itself is at fault, EngineLost where it is no more.
         """
-        outputs = {name: np.zeros((len(windows), width), np.float32) for name, width in self._widths.items()}
+        outputs = {
+            name: np.zeros((len(windows), width), np.float32)
+            for name, width in self._widths.items()
+            if name not in self._of_tokens
+        }
+        of_tokens = {
+            name: [np.zeros((len(window), self._widths[name]), np.float32) for window in windows]
+            for name in self._of_tokens
+        }
         failed = {
             index: self._too_long(window) for index, window in enumerate(windows) if len(window) > self._max_length
         }
         too_long = len(failed)
-        batch = _Batch(windows, outputs, failed, iter(_BUSY_WAITS_S), [])
+        batch = _Batch(windows, outputs, of_tokens, failed, iter(_BUSY_WAITS_S), [])
         tokens = padded_tokens = 0
         groups = self.pack(windows) if groups is None else groups
         for group in groups:
@@ -103,7 +115,7 @@ class EncodeStage:
         if len(failed) > too_long:
             self._try_engines(batch.waits_s)
             self._run_busy_again(batch)
-        return Encoded(outputs, failed, tokens, padded_tokens)
+        return Encoded(outputs, failed, tokens, padded_tokens, of_tokens)
 
     def close(self) -> None:
         """Close every engine."""
@@ -120,7 +132,7 @@ class EncodeStage:
         except Exception as err:
             raise EngineError(f"fails whatever the text: {told(err)}") from err
         for name, rows in self._checked(answers, group).items():
-            if not np.isfinite(rows).all():
+            if not self._finite(name, rows, group.rows).all():
                 raise EngineError(f"{name} is not finite, whatever the text: are the model's weights sound?")
 
     def _run(self, group: RowGroup, batch: _Batch) -> None:
@@ -136,10 +148,16 @@ class EncodeStage:
             suspects, error = group.windows, stage_failed(err)
         else:
             computed = self._checked(answers, group)
-            finite = {name: np.isfinite(rows).all(axis=1) for name, rows in computed.items()}
+            finite = {name: self._finite(name, rows, group.rows) for name, rows in computed.items()}
             sound = np.logical_and.reduce(list(finite.values()))
             for name, rows in computed.items():
-                batch.outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
+                if name not in self._of_tokens:
+                    batch.outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
+                    continue
+                for window, is_sound, tokens in zip(
+                    group.windows, sound, tokens_of_texts(rows, group.rows), strict=True
+                ):
+                    batch.of_tokens[name][window] = tokens if is_sound else np.zeros_like(tokens)
             suspects = [window for window, is_sound in zip(group.windows, sound, strict=True) if not is_sound]
             names = ", ".join(name for name, each in finite.items() if not each.all())
             error = BadRecord(Reason.ENGINE_FAILED, f"{names} is not finite")
@@ -175,8 +193,15 @@ class EncodeStage:
     ) -> dict[str, NDArray[np.float32]]:
         computed = {name: rows for answer in answers for name, rows in answer.items()}
         for name, rows in computed.items():
-            assert rows.shape == (len(group.rows.row), self._widths[name]), "an engine answers each window once"
+            shape = group.rows.input_ids.shape if name in self._of_tokens else group.rows.row.shape
+            assert rows.shape == (*shape, self._widths[name]), "an engine answers each window once"
         return computed
+
+    def _finite(self, name: str, rows: NDArray[np.float32], packed: PackedRows) -> NDArray[np.bool_]:
+        """Which of the windows have finite numbers only, (N,)."""
+        if name not in self._of_tokens:
+            return np.asarray(np.isfinite(rows).all(axis=1))
+        return np.array([np.isfinite(tokens).all() for tokens in tokens_of_texts(rows, packed)])
 
     def _pack_some(self, windows: Sequence[NDArray[np.int32]], chosen: Sequence[int]) -> list[RowGroup]:
         """Rows of the chosen windows, which keep their index."""
@@ -201,6 +226,7 @@ class PackInProgress:
         self.windows = pack.chunk_ids()
         self._missing = len(self.windows)
         self._outputs: dict[str, NDArray[np.float32]] = {}
+        self._of_tokens: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._failed: dict[int, BadRecord] = {}
 
     def put(self, place: int, encoded: Encoded, index: int) -> bool:
@@ -210,6 +236,8 @@ class PackInProgress:
             if name not in self._outputs:
                 self._outputs[name] = np.empty((len(self.windows), rows.shape[1]), np.float32)
             self._outputs[name][place] = rows[index]
+        for name, tokens in encoded.of_tokens.items():
+            self._of_tokens.setdefault(name, {})[place] = tokens[index]
         if index in encoded.failed:
             self._failed[place] = encoded.failed[index]
         self._missing -= 1
@@ -219,7 +247,7 @@ class PackInProgress:
         """The complete pack's encodings (None where every text failed), and the texts one of whose windows failed."""
         assert not self._missing, "every window was put"
         if not self._failed:
-            return encoding_pack(self.pack, self._outputs), []
+            return self._encodings_of(self.pack, [*range(len(self.windows))]), []
         texts: list[PackedText] = []
         kept: list[int] = []
         lost: list[tuple[PackedText, BadRecord]] = []
@@ -240,5 +268,14 @@ class PackInProgress:
             partition=self.pack.partition,
             texts=texts,
             chunks=[self.windows[chunk] for chunk in kept],
+            details=[details[chunk] for chunk in kept] if (details := self.pack.chunk_details()) else (),
         )
-        return encoding_pack(smaller, {name: rows[kept] for name, rows in self._outputs.items()}), lost
+        return self._encodings_of(smaller, kept), lost
+
+    def _encodings_of(self, pack: TokenPack, windows: list[int]) -> EncodingPack:
+        """Of a pack of these windows."""
+        whole = len(windows) == len(self.windows)
+        outputs = {name: rows if whole else rows[windows] for name, rows in self._outputs.items()}
+        for name, tokens in self._of_tokens.items():
+            outputs[name] = np.concatenate([tokens[window] for window in windows])
+        return encoding_pack(pack, outputs, frozenset(self._of_tokens))

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.packs import EncodingPack, PackedText, source_of
+from schemas.packs import EncodedOutput, EncodingPack, PackedText, source_of
 from schemas.results import Output, Result
 from stages.blame import answer_apart
-from stages.tasks import PairsTask, Task, join_windows, of_each_text
+from stages.tasks import AnyTask, PairsTask, TokensTask, join_windows, of_each_text
+from stages.token_details import rows_once
 
 
 class PostprocessStage:
@@ -21,7 +22,7 @@ class PostprocessStage:
     task that fails on one text is told from one that always does.
     """
 
-    def __init__(self, tasks: Mapping[str, Task | PairsTask]) -> None:
+    def __init__(self, tasks: Mapping[str, AnyTask]) -> None:
         self._tasks = dict(tasks)
 
     def __call__(self, pack: EncodingPack) -> list[Result | BadRecord]:
@@ -30,16 +31,19 @@ class PostprocessStage:
         Raises StageError where a task fails whatever the text.
         """
         rows = {output.name: output.rows() for output in pack.outputs}
-        missing = self._tasks.keys() - rows.keys()
+        missing = self._tasks.keys() - {output.name for output in pack.outputs if self._reads(output, pack)}
         if missing:
             names = ", ".join(sorted(missing))
             error = BadRecord(Reason.BAD_PACK, f"no output of {names}: do all stages run the same ensemble file?")
             return [error] * len(pack.texts)
-        rows_of = {name: _of_texts(task, pack, rows[name]) for name, task in self._tasks.items()}
+        once = _tokens_once(pack)
+        rows_of = {name: _of_texts(task, pack, rows[name], once) for name, task in self._tasks.items()}
+        details = [pack.token_details()[each] for each in once]
 
         def answer(places: Sequence[int]) -> list[Result]:
             texts = [pack.texts[place] for place in places]
-            outputs = self._outputs({name: [each[place] for place in places] for name, each in rows_of.items()}, texts)
+            chosen = {name: [each[place] for place in places] for name, each in rows_of.items()}
+            outputs = self._outputs(chosen, texts, [details[place] for place in places] if details else ())
             return [_result(pack, text, each) for text, each in zip(texts, outputs, strict=True)]
 
         return answer_apart(range(len(pack.texts)), answer, harmless=lambda: self.harmless(pack))
@@ -47,30 +51,62 @@ class PostprocessStage:
     def harmless(self, pack: EncodingPack) -> Result:
         """What the pack's first text would be answered if its numbers were zeros."""
         zeros = {output.name: np.zeros_like(output.rows()) for output in pack.outputs}
-        rows = {name: [_of_texts(task, pack, zeros[name])[0]] for name, task in self._tasks.items()}
-        [outputs] = self._outputs(rows, pack.texts[:1])
+        once = _tokens_once(pack)
+        rows = {name: [_of_texts(task, pack, zeros[name], once)[0]] for name, task in self._tasks.items()}
+        [outputs] = self._outputs(rows, pack.texts[:1], [pack.token_details()[each] for each in once[:1]])
         return _result(pack, pack.texts[0], outputs)
 
+    def _reads(self, output: EncodedOutput, pack: EncodingPack) -> bool:
+        """Whether it is what its task reads: of tokens, with their details, or not."""
+        of_tokens = isinstance(self._tasks.get(output.name), TokensTask)
+        return output.of_tokens == of_tokens and (bool(pack.details) or not of_tokens)
+
     def _outputs(
-        self, rows: Mapping[str, Sequence[NDArray[np.float64]]], texts: Sequence[PackedText]
+        self,
+        rows: Mapping[str, Sequence[NDArray[np.float64]]],
+        texts: Sequence[PackedText],
+        details: Sequence[NDArray[np.int32]],
     ) -> list[dict[str, Output]]:
-        answers = {name: _answers(task, rows[name], texts) for name, task in self._tasks.items()}
+        answers = {name: _answers(task, rows[name], texts, details) for name, task in self._tasks.items()}
         for name, outputs in answers.items():
             assert len(outputs) == len(texts), f"the task of {name} made {len(outputs)} outputs of {len(texts)} texts"
         return [{name: outputs[place] for name, outputs in answers.items()} for place in range(len(texts))]
 
 
 def _of_texts(
-    task: Task | PairsTask, pack: EncodingPack, rows: NDArray[np.float32]
+    task: AnyTask, pack: EncodingPack, rows: NDArray[np.float32], once: Sequence[NDArray[np.intp]]
 ) -> NDArray[np.float64] | list[NDArray[np.float64]]:
-    """By text: its windows joined (W,), or the rows of its pairs (pairs, W)."""
+    """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W)."""
     chunks = [text.chunks for text in pack.texts]
+    if isinstance(task, TokensTask):
+        return [rows[each].astype(np.float64) for each in once]
     if isinstance(task, PairsTask):
         return of_each_text(rows, chunks)
     return join_windows(rows, pack.chunk_lengths(), chunks)
 
 
-def _answers(task: Task | PairsTask, rows: Sequence[NDArray[np.float64]], texts: Sequence[PackedText]) -> list[Output]:
+def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
+    """Which of the pack's tokens are each text's, once each; empty where nothing is known of them."""
+    if not pack.details:
+        return []
+    windows = np.split(pack.token_details(), np.cumsum(pack.chunk_lengths())[:-1])
+    once: list[NDArray[np.intp]] = []
+    first_window = first_token = 0
+    for text in pack.texts:
+        once.append(first_token + rows_once(windows[first_window : first_window + text.chunks]))
+        first_window += text.chunks
+        first_token += text.tokens
+    return once
+
+
+def _answers(
+    task: AnyTask,
+    rows: Sequence[NDArray[np.float64]],
+    texts: Sequence[PackedText],
+    details: Sequence[NDArray[np.int32]],
+) -> list[Output]:
+    if isinstance(task, TokensTask):
+        return [task.of_tokens(*each) for each in zip(rows, details, texts, strict=True)]
     if isinstance(task, PairsTask):
         return [task.of_pairs(each, text) for each, text in zip(rows, texts, strict=True)]
     asked = [text.parameters for text in texts]

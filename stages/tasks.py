@@ -2,7 +2,8 @@
 
 A text that was cut into windows has one row of numbers a window. They are joined by the mean, weighted by tokens (of
 vectors, or of logits before the softmax), and a normalised vector is brought back to length 1. A request of several
-pairs has a row for each of them, and its task answers them together.
+pairs has a row for each of them, and its task answers them together. Numbers of tokens are not joined, but each token
+is taken from one window.
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ class PairsTask(Protocol):
     """Turns the rows (pairs, W) of one request into its output. Raises BadRecord likewise."""
 
     def of_pairs(self, rows: NDArray[np.float64], text: PackedText, /) -> Output: ...
+
+
+@runtime_checkable
+class TokensTask(Protocol):
+    """Turns the rows (tokens, W) of one text into its output; `details` (tokens, 4) as `schemas.packs` has them.
+    Raises BadRecord likewise."""
+
+    def of_tokens(self, rows: NDArray[np.float64], details: NDArray[np.int32], text: PackedText, /) -> Output: ...
+
+
+AnyTask = Task | PairsTask | TokensTask
 
 
 def join_windows(rows: NDArray[np.float32], lengths: NDArray[np.int32], chunks: list[int]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +20,19 @@ from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
 from schemas.parameters import check_parameters
 from schemas.records import InputRecord
-from schemas.requests import Request, RequestFormat, RequestKind, TextInput, decode_request, request_kind
+from schemas.requests import (
+    TOKEN_TASKS,
+    Request,
+    RequestFormat,
+    RequestKind,
+    TextInput,
+    decode_request,
+    request_kind,
+)
 from stages.blame import answer_apart
 from stages.errors import TokenizerError
 from stages.pairs import PairTemplate, Truncation
+from stages.token_details import TokenDetails, bare_details
 from stages.word_cache import Windows, WordCache
 
 if TYPE_CHECKING:
@@ -50,10 +59,11 @@ class Rejected:
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
     """`windows` are int32 (tokens,), special tokens included, each at most the tokenizer's `max_length`. Tokens of a
-    pair's second text are SECOND_TEXT higher."""
+    pair's second text are SECOND_TEXT higher. `details` are each window's, (tokens, 4), where they were asked for."""
 
     windows: list[NDArray[np.int32]]
     truncated: bool
+    details: list[NDArray[np.int32]] | None = None
 
 
 class TextTokenizer:
@@ -83,12 +93,24 @@ class TextTokenizer:
             self._pairs = None
         backend.enable_truncation(self.max_length, stride=stride)
         self._backend = WordCache(backend)
+        self._details = TokenDetails(backend, stride=stride)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""
         outcomes: list[TokenizedText | BadRecord] = []
         for call in _calls(texts):
             outcomes.extend(map(self._outcome, self._backend.windows(call)))
+        return outcomes
+
+    def with_details(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
+        """The same with each token's details."""
+        outcomes: list[TokenizedText | BadRecord] = []
+        for call in _calls(texts):
+            for details in self._details.of_windows(call):
+                outcome = self._outcome([each[:, 0] for each in details])
+                if isinstance(outcome, TokenizedText):
+                    outcome = replace(outcome, details=details[: len(outcome.windows)])
+                outcomes.append(outcome)
         return outcomes
 
     def pairs(
@@ -158,6 +180,7 @@ class TokenizeStage:
         self._max_text_bytes = max_text_bytes
         self._tasks = frozenset(tasks)
         self.kind: RequestKind = request_kind(tasks)
+        self._details = not TOKEN_TASKS.isdisjoint(tasks)
         # As transformers' pipeline cuts.
         self._truncation: Truncation = "only_first" if self.kind == "zero-shot" else "longest_first"
 
@@ -179,7 +202,7 @@ class TokenizeStage:
         )
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
         for good, bad in zip(requests, rejected, strict=True):
-            packs.append((_pack(good, [next(tokenized) for _ in good], bad), bad))
+            packs.append((_pack(good, [next(tokenized) for _ in good], bad, with_details=self._details), bad))
             bad.sort(key=lambda rejected: rejected.record.source.offset)
         assert next(tokenized, None) is None, "as many tokenized texts as requests"
         return packs
@@ -204,7 +227,8 @@ class TokenizeStage:
         """One entry a request: a text's windows, or the window of each of its pairs."""
         texts = [text for inputs in requests for text in inputs if isinstance(text, str)]
         pairs = [pair for inputs in requests for pair in inputs if isinstance(pair, tuple)]
-        found = iter(self._tokenizer(texts)) if texts else iter(())
+        tokenizer = self._tokenizer.with_details if self._details else self._tokenizer
+        found = iter(tokenizer(texts)) if texts else iter(())
         of_pairs = iter(self._tokenizer.pairs(pairs, truncation=self._truncation)) if pairs else iter(())
         return [
             _together([next(found if isinstance(each, str) else of_pairs) for each in inputs]) for inputs in requests
@@ -228,14 +252,19 @@ def _pack(
     good: list[tuple[InputRecord, Request]],
     tokenized: list[TokenizedText | BadRecord],
     rejected: list[Rejected],
+    *,
+    with_details: bool,
 ) -> TokenPack | None:
     texts: list[PackedText] = []
     chunks: list[NDArray[np.int32]] = []
+    details: list[NDArray[np.int32]] = []
     for (record, request), outcome in zip(good, tokenized, strict=True):
         if isinstance(outcome, BadRecord):
             rejected.append(Rejected(record, outcome))
             continue
         chunks.extend(outcome.windows)
+        if with_details:
+            details.extend(outcome.details or map(bare_details, outcome.windows))
         texts.append(
             PackedText(
                 id=request.id,
@@ -252,7 +281,7 @@ def _pack(
     if not texts:
         return None
     source = good[0][1].source
-    return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks)
+    return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks, details=details)
 
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:

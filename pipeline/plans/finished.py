@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.errors import CheckpointError, PlanError
 from engines.finished_arrays import FinishedArrays
 from engines.finished_plan import FinishedPlan, read_plan
-from engines.heads import PooledOutput, check_outputs
+from engines.heads import ModelOutput, check_outputs, token_names
 from engines.lanes import LaneEngine
 from engines.padded import PaddedEngine
 from engines.profiles import longest, shapes_within
@@ -25,7 +25,7 @@ log = logging.getLogger("penstock.plans")
 def open_finished_plan(
     settings: EnsembleSettings,
     path: Path,
-    outputs: Callable[[FinishedPlan], Sequence[PooledOutput]],
+    outputs: Callable[[FinishedPlan], Sequence[ModelOutput]],
     *,
     output: str | None,
     vocab_size: int | None,
@@ -72,6 +72,7 @@ def open_finished_plan(
             gpus.lanes_in_turn(),
             [*shapes],
             check_outputs(wanted, hidden_size=plan.width),
+            of_tokens=token_names(wanted),
             vocab_size=vocab_size or ANY_ID,
             max_positions=max_length,
             types=2 if "token_type_ids" in plan.inputs else 1,

@@ -22,14 +22,14 @@ from engines.checkpoint import Checkpoint
 from engines.engine import open_source
 from engines.errors import PlanError, PlanMissing, SamplesError
 from engines.graph import written_graph
-from engines.heads import PooledOutput
+from engines.heads import ModelOutput
 from engines.lanes import Lane, LaneEngine
 from engines.padded import PaddedEngine
 from engines.parity import Parity, compare, require
 from engines.plan import BuiltPlan, build_plan
 from engines.plan_shapes import PlanShape, padded_shapes, plan_shapes
 from engines.precision import Numbers, Precision
-from engines.rows import Engine
+from engines.rows import Engine, tokens_of_texts
 from engines.source import GraphSource, of_checkpoint
 from engines.tensorrt_library import load_tensorrt
 from pipeline.engine_settings import processors
@@ -50,6 +50,7 @@ Gate = Callable[[Mapping[str, Parity], Precision], None]
 _OPTIMIZATION_LEVEL = 3
 _CALIBRATION_TOKENS = 8192
 _REFERENCE_TOKENS = 8192
+_NOTHING = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Model:
 
     source: GraphSource
     checkpoint: Checkpoint | None
-    outputs: Sequence[PooledOutput]
+    outputs: Sequence[ModelOutput]
     precision: Precision
     shapes: Sequence[PlanShape]
     windows: Windows
@@ -69,7 +70,7 @@ class Model:
 def open_tensorrt_engine(
     settings: EnsembleSettings,
     checkpoint: Checkpoint,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     max_length: int,
     windows: Windows,
@@ -100,7 +101,7 @@ def open_tensorrt_engine(
 def open_tensorrt_onnx_engine(
     settings: EnsembleSettings,
     source: GraphSource,
-    outputs: Sequence[PooledOutput],
+    outputs: Sequence[ModelOutput],
     *,
     halved: bool,
     max_length: int,
@@ -125,7 +126,7 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
     trt = load_tensorrt()
     from engines.tensorrt import open_lanes  # where there is no GPU it can't be imported
 
-    widths = model.source.widths
+    widths, of_tokens = model.source.widths, model.source.of_tokens
     may_build = settings.engine.plans == "build"
 
     def engine_of(
@@ -135,6 +136,7 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
             lanes,
             [*shapes],
             widths,
+            of_tokens=of_tokens,
             vocab_size=model.source.vocab_size,
             max_positions=model.source.max_positions,
             types=model.source.types,
@@ -143,10 +145,10 @@ def _open(settings: EnsembleSettings, model: Model) -> Engine:
         return PaddedEngine.of_shapes(engine, shapes) if model.source.one_text_a_row else engine
 
     def trial(device: Device, plans: Mapping[PlanShape, bytes]) -> Engine:
-        return engine_of(open_lanes(trt, device, plans, widths, instances=1), plans)
+        return engine_of(open_lanes(trt, device, plans, widths, of_tokens, instances=1), plans)
 
     def opened(device: Device, plans: Mapping[PlanShape, bytes]) -> list[Lane]:
-        return open_lanes(trt, device, plans, widths, instances=settings.engine.instance_count)
+        return open_lanes(trt, device, plans, widths, of_tokens, instances=settings.engine.instance_count)
 
     with opened_gpus(settings.engine.devices) as gpus:
         cache = PlanCache(settings.engine.plan_cache)
@@ -291,8 +293,11 @@ def _channels(model: Model, checkpoint: Checkpoint, cache: PlanCache) -> dict[st
 def _answers(
     engine: Engine, windows: Sequence[NDArray[np.int32]], *, row_length: int, max_batch_tokens: int
 ) -> dict[str, NDArray[np.float32]]:
-    answers = {name: np.empty((len(windows), width), np.float32) for name, width in engine.widths.items()}
+    """Output name -> (windows, W), or of tokens (all windows' tokens, W)."""
+    answers: dict[str, list[NDArray[np.float32]]] = {name: [_NOTHING] * len(windows) for name in engine.widths}
     for rows, places in sample_rows(windows, row_length=row_length, max_batch_tokens=max_batch_tokens):
         for name, answer in engine.run(rows).items():
-            answers[name][places] = answer
-    return answers
+            found = tokens_of_texts(answer, rows) if name in engine.of_tokens else np.split(answer, len(answer))
+            for place, each in zip(places, found, strict=True):
+                answers[name][place] = each
+    return {name: np.concatenate(found) for name, found in answers.items()}

@@ -111,6 +111,7 @@ POISON = 7
 
 class OneEngine:
     widths: Mapping[str, int] = {"v": 1}
+    of_tokens: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.closed = False

@@ -215,7 +215,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/task",
             "fill-mask",
             "models[0].task: 'fill-mask' is not allowed; allowed: sentence-embedding, text-classification, "
-            "text-ranking, zero-shot-classification, null",
+            "text-ranking, zero-shot-classification, feature-extraction, null",
         ),
         ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
         ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
@@ -229,6 +229,11 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/top_k",
             1,
             "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification, text-ranking",
+        ),
+        (
+            "models/1",
+            {"name": "b", "source": "m", "task": "feature-extraction", "normalize": True},
+            "models[1].normalize: has no effect on a feature-extraction; allowed with: sentence-embedding",
         ),
         ("models/1/head", 4, "models[1].head: 4 is not allowed; allowed: a string, null"),
         ("models/1/top_k", 0, "models[1].top_k: 0 is not allowed; allowed: a whole number from 1 to 100000, null"),
@@ -444,7 +449,9 @@ def test_one_model_without_a_file():
 def test_one_model_with_an_unknown_task():
     with pytest.raises(SettingsError) as caught:
         settings_for_model("m", "fill-mask")
-    allowed = "sentence-embedding, text-classification, text-ranking, zero-shot-classification, null"
+    allowed = (
+        "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, null"
+    )
     assert caught.value.lines == (f"--model: models[0].task: 'fill-mask' is not allowed; allowed: {allowed}",)
 
 

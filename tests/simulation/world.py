@@ -79,6 +79,7 @@ class SumEngine:
     for good."""
 
     widths: Mapping[str, int] = {"v": 1}
+    of_tokens: frozenset[str] = frozenset()
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

@@ -31,6 +31,7 @@ class SumEngine:
     """Answers a text with the sum of its ids and their number. On a poison id it fails, or answers NaN."""
 
     widths: Mapping[str, int]
+    of_tokens: frozenset[str] = frozenset()
 
     def __init__(
         self, name: str = "sums", *, on_poison: Literal["fail", "nan", "nan in its row", "compute"] = "fail"

@@ -19,6 +19,7 @@ class BrokenEngine:
 
     def __init__(self, *, always: bool, nan: bool = False, raises: type[BaseException] = EngineError) -> None:
         self.widths = {"vector": 2}
+        self.of_tokens: frozenset[str] = frozenset()
         self._always = always
         self._nan = nan
         self._raises = raises
