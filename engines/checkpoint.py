@@ -71,6 +71,11 @@ class CheckpointConfig:
         return any("ForSequenceClassification" in name for name in self.config.architectures)
 
     @property
+    def classifies_tokens(self) -> bool:
+        """Whether it was saved with a head that classifies tokens."""
+        return any("ForTokenClassification" in name for name in self.config.architectures)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Of the checkpoint's own head, in the order of its logits."""
         return tuple(label for _, label in sorted(self.config.id2label.items()))

@@ -136,6 +136,23 @@ def classification_head(checkpoint: Checkpoint) -> Head:
     return Head(labels=labels, layers=(pooler, classifier))
 
 
+def token_classification_head(checkpoint: Checkpoint) -> Head:
+    """The checkpoint's own classifier of tokens (...ForTokenClassification): of every family one linear layer."""
+    # BERT's classifier of texts bears the same name, and reads something else.
+    if "classifier.weight" not in checkpoint.weights or checkpoint.classifies:
+        architectures = ", ".join(checkpoint.config.architectures) or "not named"
+        raise CheckpointError(
+            f"{checkpoint.folder}: no classifier of tokens in the weights (architectures: {architectures}): "
+            "choose a model fine-tuned for token classification"
+        )
+    labels = checkpoint.labels
+    layer = DenseLayer(
+        weight=checkpoint.tensor("classifier.weight", (len(labels), checkpoint.config.hidden_size)),
+        bias=checkpoint.tensor("classifier.bias", (len(labels),)),
+    )
+    return Head(labels=labels, layers=(layer,))
+
+
 def token_names(outputs: Sequence[ModelOutput]) -> frozenset[str]:
     """Of those outputs that are of each token."""
     return frozenset(output.name for output in outputs if isinstance(output, TokenOutput))

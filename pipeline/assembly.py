@@ -24,8 +24,7 @@ __all__ = ["max_length", "open_encode_stage", "open_postprocess_stage", "open_to
 def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
     window = max_length(settings)
-    source = ("tokenizer", "source") if settings.tokenizer.source else ("models", 0, "source")
-    with blaming(settings, *source):
+    with blaming(settings, *settings.tokenizer_place):
         return TextTokenizer(
             found_folder(settings.tokenizer_source),
             max_length=window,

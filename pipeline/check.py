@@ -15,7 +15,7 @@ from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.requests import RequestKind
-from schemas.results import Label, Output, Ranked, ZeroShot
+from schemas.results import Entity, EntityGroup, Label, Output, Ranked, ZeroShot
 
 _SAMPLE = "The quick brown fox jumps over the lazy dog."
 _SAMPLES: dict[RequestKind, str | dict[str, str | list[str]]] = {
@@ -128,6 +128,8 @@ def _shape(output: Output) -> str:
             return f"{label} {score:.3f}"
         case [Label(label, score), *_]:
             return f"{label} {score:.3f}"
+        case [Entity() | EntityGroup(), *_]:
+            return _counted(len(output), "entity", "entities")
         case [Ranked(index, score), *_]:
             return f"passage {index} {score:.3f}"
         case [[*numbers], *_]:
@@ -137,5 +139,5 @@ def _shape(output: Output) -> str:
     return "nothing"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str, nouns: str | None = None) -> str:
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"

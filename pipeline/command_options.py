@@ -29,6 +29,7 @@ class TaskName(StrEnum):
     TEXT_RANKING = "text-ranking"
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
     FEATURE_EXTRACTION = "feature-extraction"
+    TOKEN_CLASSIFICATION = "token-classification"
 
 
 # Of several commands.
@@ -137,8 +138,8 @@ Task = Annotated[
     TaskName | None,
     typer.Option(
         metavar="TASK",
-        help="With --model: sentence-embedding, text-classification, text-ranking, zero-shot-classification or "
-        "feature-extraction. Default: what the model is made for.",
+        help="With --model: sentence-embedding, text-classification, text-ranking, zero-shot-classification, "
+        "feature-extraction or token-classification. Default: what the model is made for.",
         show_default=False,
     ),
 ]

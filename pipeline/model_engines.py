@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from engines.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from engines.engine import open_engine, open_source
 from engines.errors import CheckpointError, ParityError
-from engines.heads import ModelOutput, PooledOutput, TokenOutput, check_outputs, classification_head
+from engines.heads import (
+    ModelOutput,
+    PooledOutput,
+    TokenOutput,
+    check_outputs,
+    classification_head,
+    token_classification_head,
+)
 from engines.rows import Engine
 from pipeline.model_files import blaming, max_length, model_config, model_folder, model_head, pooling_of, task_of
 from pipeline.plans.samples import Windows
@@ -81,6 +88,8 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
     head = model_head(settings, index) if model.head is not None else None
     task = task_of(model, config)
     with blaming(settings, "models", index, "onnx" if model.plan is None else "plan"):
+        if task == "token-classification":
+            return user_models.token_logits_output(model, config, found)
         if task == "feature-extraction":
             if model.plan is not None:
                 user_models.check_plan_width(config, found)
@@ -98,9 +107,13 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> ModelOutput:
     model = settings.models[index]
-    if task_of(model, checkpoint) == "feature-extraction":
+    task = task_of(model, checkpoint)
+    if task == "feature-extraction":
         return TokenOutput(name=model.name)
-    if task_of(model, checkpoint) != "sentence-embedding" and model.head is None:
+    if task == "token-classification":
+        with blaming(settings, "models", index, "source"):
+            return TokenOutput(name=model.name, head=token_classification_head(checkpoint))
+    if task != "sentence-embedding" and model.head is None:
         # The classifier that was trained with the encoder has its own pooling.
         with blaming(settings, "models", index, "source"):
             own = classification_head(checkpoint)

@@ -77,7 +77,9 @@ def task_of(model: ModelSettings, config: CheckpointConfig) -> Task:
     """What the ensemble file says, else what the checkpoint is made for."""
     if model.task is not None:
         return model.task
-    return "text-classification" if model.head is not None or config.classifies else "sentence-embedding"
+    if model.head is not None or config.classifies:
+        return "text-classification"
+    return "token-classification" if config.classifies_tokens else "sentence-embedding"
 
 
 def pooling_of(model: ModelSettings, config: CheckpointConfig) -> tuple[Pooling, bool]:

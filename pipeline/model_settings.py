@@ -11,10 +11,16 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
 from pipeline.names import Name
-from schemas.parameters import EmbeddingPrecision, ScoreFunction
+from schemas.parameters import AggregationStrategy, EmbeddingPrecision, ScoreFunction
+from schemas.requests import TOKEN_TASKS
 
 Task = Literal[
-    "sentence-embedding", "text-classification", "text-ranking", "zero-shot-classification", "feature-extraction"
+    "sentence-embedding",
+    "text-classification",
+    "text-ranking",
+    "zero-shot-classification",
+    "feature-extraction",
+    "token-classification",
 ]
 
 # Which tasks an option is for.
@@ -25,6 +31,7 @@ _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "threshold": ("text-classification",),
     "truncate_dim": ("sentence-embedding",),
     "precision": ("sentence-embedding",),
+    "aggregation_strategy": ("token-classification",),
     "ranges": ("sentence-embedding",),
 }
 
@@ -106,9 +113,9 @@ class ModelSettings(Section):
     """The plan's output to be used, as `onnx_output`."""
 
     task: Task | None = None
-    """Default: what the checkpoint is made for: text-classification with a head, else sentence-embedding. text-ranking
-    is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference,
-    feature-extraction answers the vector of each token."""
+    """Default: what the checkpoint is made for: text-classification with a head, token-classification with one of
+    tokens, else sentence-embedding. text-ranking is a cross-encoder's (one logit), zero-shot-classification wants a
+    model of natural language inference, feature-extraction answers the vector of each token."""
 
     pooling: Literal["mean", "cls"] | None = None
     """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
@@ -132,6 +139,11 @@ class ModelSettings(Section):
 
     threshold: float | None = None
     """Labels of a lower score are left out of a classification."""
+
+    aggregation_strategy: AggregationStrategy = "none"
+    """How a token-classification puts tokens together, in transformers' words: `none` answers each token, `simple`
+    those of one entity that follow one another; `first`, `average` and `max` do so with whole words, each labelled by
+    its tokens' scores."""
 
     truncate_dim: int | None = Field(default=None, ge=1)
     """How many of an embedding's first numbers are kept (Matryoshka). With `normalize: true` what is kept gets length
@@ -164,10 +176,10 @@ class ModelSettings(Section):
                 wrong.add(option, message=f"has no effect on a {self.task}; allowed with: {', '.join(tasks)}")
         if self.precision in ("int8", "uint8") and self.ranges is None:
             wrong.add("precision", message=f"{self.precision} needs ranges; allowed with: ranges")
-        if self.task == "feature-extraction":
+        if self.task in TOKEN_TASKS:
             for option in ("pooling", "normalize"):
                 if option in self.model_fields_set:
-                    wrong.add(option, message="has no effect on a feature-extraction; allowed with: sentence-embedding")
+                    wrong.add(option, message=f"has no effect on a {self.task}; allowed with: sentence-embedding")
         if self.task == "text-classification" and self.head is None:
             for option in ("pooling", "normalize"):
                 if getattr(self, option) is not None:

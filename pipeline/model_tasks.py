@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import CheckpointConfig
-from pipeline.model_files import blaming, model_config, model_head, pooling_of, task_of
+from pipeline.model_files import blaming, found_folder, model_config, model_head, pooling_of, task_of
 from pipeline.model_settings import Task
 from pipeline.settings import EnsembleSettings
 from schemas.parameters import ScoreFunction
@@ -16,6 +16,8 @@ from stages.embeddings import SentenceEmbedding
 from stages.features import FeatureExtraction
 from stages.pair_tasks import TextRanking, ZeroShotClassification
 from stages.tasks import AnyTask
+from stages.token_classification import TokenClassification
+from stages.token_words import TokenWords
 
 # As `transformers.TextClassificationPipeline` chooses where its caller does not.
 _FUNCTIONS: dict[str | None, ScoreFunction] = {
@@ -46,6 +48,10 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
             return _embedding(settings, index, config)
         case "feature-extraction":
             return FeatureExtraction(width=_width(settings, index, config))
+        case "token-classification":
+            with blaming(settings, *settings.tokenizer_place):
+                words = TokenWords.of_folder(found_folder(settings.tokenizer_source))
+            return TokenClassification(config.labels, words, aggregation_strategy=model.aggregation_strategy)
         case "text-ranking":
             if len(config.labels) != 1:
                 message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"

@@ -217,6 +217,11 @@ class EnsembleSettings(WholeFile):
         return self.tokenizer.source or self.models[0].source
 
     @property
+    def tokenizer_place(self) -> tuple[str | int, ...]:
+        """Where the file names it."""
+        return ("tokenizer", "source") if self.tokenizer.source else ("models", 0, "source")
+
+    @property
     def commit_every_ms(self) -> int:
         """`commit_interval_ms`, or what suits the delivery."""
         return self.commit_interval_ms or DEFAULT_COMMIT_INTERVAL_MS[self.delivery]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -52,20 +53,31 @@ def logits_output(model: ModelSettings, config: CheckpointConfig, found: Answer)
             f"{found.path}: output {found.output!r} is of tokens, and no logits: export the model with its head, or "
             "give a head's file"
         )
+    _check_labels(config, found)
+    return PooledOutput(name=model.name, pooling="mean", normalize=False, logits=True)
+
+
+def _check_labels(config: CheckpointConfig, found: Answer) -> None:
     if found.width != len(config.labels):
         raise CheckpointError(
             f"{found.path}: output {found.output!r} has {found.width} logits, and config.json {len(config.labels)} "
             "labels: take both from one model"
         )
-    return PooledOutput(name=model.name, pooling="mean", normalize=False, logits=True)
+
+
+def token_logits_output(model: ModelSettings, config: CheckpointConfig, found: Answer) -> TokenOutput:
+    """The file's own logits of each token, one for each of the config's labels. Raises CheckpointError."""
+    output = token_output(model, found)
+    _check_labels(config, found)
+    return replace(output, logits=True)
 
 
 def token_output(model: ModelSettings, found: Answer) -> TokenOutput:
     """What the file answers of each token. Raises CheckpointError."""
     if not found.per_token:
         raise CheckpointError(
-            f"{found.path}: output {found.output!r} is of texts, and {model.task} wants one of tokens (texts, tokens, "
-            "width): name another output, or export the model without its pooling"
+            f"{found.path}: output {found.output!r} is of texts, and one of tokens is wanted, (texts, tokens, width): "
+            "name another output, or export the model without its pooling"
         )
     return TokenOutput(name=model.name)
 

@@ -45,11 +45,16 @@ def result_schema(tasks: Mapping[str, str]) -> Schema:
     schema = _expanded(msgspec.defstruct("Result", fields, namespace={"__doc__": Result.__doc__}))
     schema["properties"]["outputs"] = {
         "type": "object",
-        "properties": {name: _expanded(TASK_OUTPUTS[task]) for name, task in tasks.items()},
+        "properties": {name: _alternatives(TASK_OUTPUTS[task]) for name, task in tasks.items()},
         "required": [*tasks],
         "additionalProperties": False,
     }
     return schema
+
+
+def _alternatives(kinds: tuple[Any, ...]) -> Schema:
+    schemas = [_expanded(kind) for kind in kinds]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def _expanded(kind: Any) -> Schema:

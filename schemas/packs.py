@@ -49,7 +49,8 @@ class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     tokens: _Count
     truncated: bool
     parameters: Parameters | None = None
-    # What the result repeats: of zero-shot classification the sequence and the candidate labels.
+    # What the result repeats: of zero-shot classification the sequence and the candidate labels, of token
+    # classification the text.
     echo: list[str] | None = None
 
 

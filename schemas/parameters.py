@@ -18,6 +18,9 @@ ScoreFunction = Literal["softmax", "sigmoid", "none"]
 # sentence-transformers' names for its `precision`, and float16.
 EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
+# `transformers`' names for how a token classification puts tokens together.
+AggregationStrategy = Literal["none", "simple", "first", "average", "max"]
+
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What of it is UNSET is as the ensemble file says."""
@@ -33,6 +36,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     # zero-shot-classification
     multi_label: bool | UnsetType = UNSET
     hypothesis_template: str | UnsetType = UNSET
+    # token-classification
+    aggregation_strategy: AggregationStrategy | UnsetType = UNSET
+    ignore_labels: list[str] | UnsetType = UNSET
 
     def names(self) -> list[str]:
         """Of those that are set."""
@@ -44,6 +50,7 @@ KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
     "text-classification": ("top_k", "function_to_apply", "threshold"),
     "sentence-embedding": ("truncate_dim", "normalize", "precision"),
     "feature-extraction": (),
+    "token-classification": ("aggregation_strategy", "ignore_labels"),
     "text-ranking": ("top_k", "function_to_apply"),
     "zero-shot-classification": ("multi_label", "hypothesis_template"),
 }

@@ -66,7 +66,7 @@ _KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classifi
 
 
 # They ask for numbers of each token, and for what is known of it.
-TOKEN_TASKS = frozenset({"feature-extraction"})
+TOKEN_TASKS = frozenset({"feature-extraction", "token-classification"})
 
 
 def request_kind(tasks: Collection[str]) -> RequestKind:

@@ -1,8 +1,9 @@
 """Results: what Penstock writes to `<ensemble>.results`, one JSON object a request.
 
 An output has the shape that `transformers.pipeline` gives for one text: text classification a list of
-`{"label", "score"}`, a sentence embedding a list of numbers, feature extraction such a list for each token, zero-shot
-classification its labels and scores. Text ranking answers as text-embeddings-inference does.
+`{"label", "score"}`, a sentence embedding a list of numbers, feature extraction such a list for each token, token
+classification its entities, zero-shot classification its labels and scores. Text ranking answers as
+text-embeddings-inference does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,27 @@ class Label(msgspec.Struct, frozen=True, gc=False):
     score: float
 
 
+class Entity(msgspec.Struct, frozen=True, gc=False):
+    """One token: what it is, its place among the text's tokens, and its characters in the text."""
+
+    entity: str
+    score: float
+    index: int
+    word: str
+    start: int
+    end: int
+
+
+class EntityGroup(msgspec.Struct, frozen=True, gc=False):
+    """Tokens that are one entity, and their characters in the text."""
+
+    entity_group: str
+    score: float
+    word: str
+    start: int
+    end: int
+
+
 class Ranked(msgspec.Struct, frozen=True, gc=False):
     """One passage, by its place in the request, and its score."""
 
@@ -36,15 +58,16 @@ class ZeroShot(msgspec.Struct, frozen=True, gc=False):
     scores: list[float]
 
 
-# By task.
-TASK_OUTPUTS: dict[str, Any] = {
-    "text-classification": list[Label],
-    "sentence-embedding": list[float],
-    "feature-extraction": list[list[float]],
-    "text-ranking": list[Ranked],
-    "zero-shot-classification": ZeroShot,
+# By task, in one of several shapes where its parameters choose.
+TASK_OUTPUTS: dict[str, tuple[Any, ...]] = {
+    "text-classification": (list[Label],),
+    "sentence-embedding": (list[float],),
+    "feature-extraction": (list[list[float]],),
+    "token-classification": (list[Entity], list[EntityGroup]),
+    "text-ranking": (list[Ranked],),
+    "zero-shot-classification": (ZeroShot,),
 }
-Output = list[Label] | list[float] | list[list[float]] | list[Ranked] | ZeroShot
+Output = list[Label] | list[float] | list[list[float]] | list[Ranked] | list[Entity] | list[EntityGroup] | ZeroShot
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):

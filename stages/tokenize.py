@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,7 +75,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int) -> None:
-        tokenizer = _load(folder)
+        tokenizer = load_tokenizer(folder)
         self.max_length = min(max_length, tokenizer.model_max_length)
         self._long_texts = long_texts
         backend = tokenizer.backend_tokenizer
@@ -181,6 +182,7 @@ class TokenizeStage:
         self._tasks = frozenset(tasks)
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
+        self._names_words = "token-classification" in tasks
         # As transformers' pipeline cuts.
         self._truncation: Truncation = "only_first" if self.kind == "zero-shot" else "longest_first"
 
@@ -217,6 +219,8 @@ class TokenizeStage:
                 )
                 if request.parameters is not None:
                     check_parameters(request.parameters, self._tasks)
+                if self._names_words:
+                    request = _with_text(request)
             except BadRecord as err:
                 bad.append(Rejected(record, err))
             else:
@@ -233,6 +237,14 @@ class TokenizeStage:
         return [
             _together([next(found if isinstance(each, str) else of_pairs) for each in inputs]) for inputs in requests
         ]
+
+
+def _with_text(request: Request) -> Request:
+    """Whose text travels along: entities are told in its words."""
+    [text] = request.inputs
+    if not isinstance(text, str):
+        raise BadRecord(Reason.BAD_REQUEST, "text_pair: token-classification reads one text")
+    return msgspec.structs.replace(request, echo=[text])
 
 
 def _together(outcomes: list[TokenizedText | BadRecord]) -> TokenizedText | BadRecord:
@@ -284,7 +296,8 @@ def _pack(
     return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks, details=details)
 
 
-def _load(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """A model's. Raises TokenizerError."""
     # Without PyTorch, transformers advises on import to install it. Its tokenizers don't need it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

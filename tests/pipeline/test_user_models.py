@@ -66,6 +66,29 @@ def test_vectors_are_those_of_the_file(tmp_path: Path) -> None:
     assert len(found[2]) == WIDTH
 
 
+def test_a_files_numbers_of_tokens(tmp_path: Path, configured: Configured) -> None:
+    """The file's output is taken as hidden states, and as logits of the config's labels."""
+    path = exported(tmp_path / "model.onnx", vocab=VOCAB)
+    labels = {str(number): f"B-{number}" for number in range(WIDTH)}
+    folder = configured(model_type="distilbert", architectures=["XForTokenClassification"], id2label=labels)
+    states = outputs(settings_of(source=folder, onnx=str(path), task="feature-extraction"))
+    entities = outputs(settings_of(source=folder, onnx=str(path)))
+    [tokenized] = open_tokenizer(settings_of(onnx=str(path)))(TEXTS[:1])
+    assert isinstance(tokenized, TokenizedText)
+    np.testing.assert_allclose(states[0], vectors(tokenized.windows[0], vocab=VOCAB), rtol=1e-4, atol=1e-5)
+    for answer, tokens in zip(entities, states, strict=True):
+        best = np.argmax(tokens, axis=1)[1:-1]
+        assert [each.entity for each in answer] == [f"B-{number}" for number in best]
+    assert [TEXTS[2][each.start : each.end].lower() for each in entities[2][:3]] == ["the", "ships", "that"]
+
+
+@pytest.mark.parametrize("task", ["feature-extraction", "token-classification"])
+def test_an_output_of_texts_has_no_tokens(tmp_path: Path, task: str) -> None:
+    path = exported(tmp_path / "model.onnx", vocab=VOCAB, outputs=("logits",))
+    with pytest.raises(UserError, match="output 'logits' is of texts, and one of tokens is wanted"):
+        Ensemble(settings_of(onnx=str(path), task=task))
+
+
 def test_logits_get_the_labels_of_the_config(tmp_path: Path, configured: Configured) -> None:
     path = exported(tmp_path / "model.onnx", vocab=VOCAB, outputs=("logits",))
     labels = {str(number): f"L{number}" for number in range(WIDTH)}

@@ -94,10 +94,11 @@ def encoded(settings: EnsembleSettings, texts: list[np.ndarray]) -> Encoded:
 
 def as_onnx(settings: EnsembleSettings) -> EnsembleSettings:
     """The same models of the file beside the plan, on ONNX Runtime."""
-    data = settings.model_dump(include={"name", "models", "tokenizer", "batching"})
+    data = settings.model_dump(include={"name", "models", "tokenizer", "batching"}, exclude_unset=True)
     for model in data["models"]:
-        model["onnx"], model["onnx_output"] = model.pop("plan").with_suffix(".onnx"), model.pop("plan_output")
-        model.pop("top_k")
+        model["onnx"] = model.pop("plan").with_suffix(".onnx")
+        if "plan_output" in model:
+            model["onnx_output"] = model.pop("plan_output")
     return EnsembleSettings.model_validate(data)
 
 
@@ -108,8 +109,13 @@ def agree(settings: EnsembleSettings, *, error: float = 1e-5, counts: Sequence[i
         texts = windows(count, longest=longest, seed=count)
         found = stage(texts)
         assert not found.failed
-        for name, rows in wanted(texts).outputs.items():
+        asked = wanted(texts)
+        for name, rows in asked.outputs.items():
             np.testing.assert_allclose(found.outputs[name], rows, atol=error)
+        assert found.of_tokens.keys() == asked.of_tokens.keys()
+        for name, tokens in asked.of_tokens.items():
+            assert [len(each) for each in tokens] == [*map(len, texts)]
+            np.testing.assert_allclose(np.concatenate(found.of_tokens[name]), np.concatenate(tokens), atol=error)
     stage.close()
     wanted.close()
 
@@ -123,6 +129,13 @@ def test_answers_are_those_of_the_file(
     agree(settings_of({"source": folder(), "plan": plan}))
     assert gpu.launches > 0
     assert (gpu.pushed, gpu.contexts_detached, gpu.built) == (0, 1, [])
+
+
+def test_numbers_of_tokens(gpu: FakeGpu, folder: Callable[..., str], plan_file: PlanFile) -> None:
+    labels = {str(number): f"L{number}" for number in range(WIDTH)}
+    model = {"source": folder(id2label=labels), "plan": plan_file(USUAL)}
+    agree(settings_of(model | {"task": "feature-extraction"}, model | {"pooling": "mean"}))
+    agree(settings_of(model | {"task": "token-classification"}))
 
 
 def test_half_precision_becomes_single(gpu: FakeGpu, folder: Callable[..., str], plan_file: PlanFile) -> None:

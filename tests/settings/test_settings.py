@@ -215,7 +215,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/task",
             "fill-mask",
             "models[0].task: 'fill-mask' is not allowed; allowed: sentence-embedding, text-classification, "
-            "text-ranking, zero-shot-classification, feature-extraction, null",
+            "text-ranking, zero-shot-classification, feature-extraction, token-classification, null",
         ),
         ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
         ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
@@ -229,6 +229,16 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/top_k",
             1,
             "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification, text-ranking",
+        ),
+        (
+            "models/0/aggregation_strategy",
+            "first",
+            "models[0].aggregation_strategy: has no effect on a sentence-embedding; allowed with: token-classification",
+        ),
+        (
+            "models/1",
+            {"name": "b", "source": "m", "task": "token-classification", "aggregation_strategy": "last"},
+            "models[1].aggregation_strategy: 'last' is not allowed; allowed: none, simple, first, average, max",
         ),
         (
             "models/1",
@@ -450,7 +460,8 @@ def test_one_model_with_an_unknown_task():
     with pytest.raises(SettingsError) as caught:
         settings_for_model("m", "fill-mask")
     allowed = (
-        "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, null"
+        "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, "
+        "token-classification, null"
     )
     assert caught.value.lines == (f"--model: models[0].task: 'fill-mask' is not allowed; allowed: {allowed}",)
 

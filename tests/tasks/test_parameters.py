@@ -37,6 +37,7 @@ def ask(tmp_path: Path) -> Ask:
 
 
 CLASSES = ("text-classification", "classes", {})
+FEATURES = ("feature-extraction", "classes", {})
 VECTOR = ("sentence-embedding", "classes", {})
 RANKING = ("text-ranking", "ranking", {})
 INFERENCE = ("zero-shot-classification", "inference", {})
@@ -136,6 +137,16 @@ def test_a_hypothesis_of_ones_own(ask: Ask) -> None:
             [VECTOR],
             "parameters.truncate_dim: 25; the model's vectors have 24 numbers",
         ),
+        (
+            {"text": "a", "parameters": {"ignore_labels": []}},
+            [FEATURES],
+            "parameters.ignore_labels: no model here knows it (feature-extraction); known: none",
+        ),
+        (
+            {"text": "a", "parameters": {"aggregation_strategy": "last"}},
+            [FEATURES],
+            "Invalid enum value 'last' - at `$.parameters.aggregation_strategy`",
+        ),
         ({"text": "a"}, [RANKING], 'a request is {"query": "...", "passages": ["..."]}'),
         ({"query": "a", "passages": []}, [RANKING], "Expected `array` of length >= 1 - at `$.passages`"),
         ({"text": "a"}, [INFERENCE], 'a request is {"sequence": "...", "candidate_labels": ["..."]}'),
@@ -158,6 +169,10 @@ def test_a_wrong_request_is_told_what_is_wrong(ask: Ask, request_: Any, models: 
     ("models", "message"),
     [
         ([CLASSES, RANKING], "models[1].task: text-classification, text-ranking read different requests"),
+        (
+            [CLASSES, ("token-classification", "classes", {})],
+            ": no classifier of tokens in the weights (architectures: BertForSequence",
+        ),
         ([("text-ranking", "classes", {})], "models[0].task: text-ranking wants one label, and "),
         ([("zero-shot-classification", "classes", {})], "no label of NO, MAYBE, YES begins with 'entail': choose"),
         ([("sentence-embedding", "classes", {"truncate_dim": 25})], "models[0].truncate_dim: 25; the model's vectors"),

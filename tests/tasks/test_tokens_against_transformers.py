@@ -5,6 +5,7 @@ Answers: token_references.safetensors, by make_token_references.py, computed wit
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -48,6 +49,11 @@ def write_model(folder: Path, family: str) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(about | special))
     save_file(tensors(f"{family}/"), folder / "model.safetensors")
     return folder
+
+
+@cache
+def stored_answers() -> Any:
+    return json.loads(gzip.decompress(tensors("answers")[""].tobytes()))
 
 
 Answers = Callable[..., list[Any]]
@@ -102,3 +108,63 @@ def test_a_long_texts_features_are_those_of_its_tokens_once(answers: Answers) ->
 def test_features_of_a_pair(answers: Answers) -> None:
     [one, pair] = answers("bert", "feature-extraction", ["peace", {"text": "peace", "text_pair": "peace"}])
     assert len(pair) == 2 * len(one) - 1
+
+
+def assert_entities(found: list[Any], wanted: list[Any]) -> None:
+    """Values in the order of transformers' fields, the score second."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        ours = [[*each.values()] for each in ours]
+        assert [[each[0], *each[2:]] for each in ours] == [[each[0], *each[2:]] for each in theirs]
+        np.testing.assert_allclose([each[1] for each in ours], [each[1] for each in theirs], atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_classification(answers: Answers, family: str, strategy: str) -> None:
+    """The strategy comes from the file for half of the texts, from the request for the others."""
+    texts = stored("texts")
+    half = len(texts) // 2
+    wanted = stored_answers()[f"{family}/{strategy}"]
+    asked = [{"text": text, "parameters": {"aggregation_strategy": strategy}} for text in texts[half:]]
+    found = answers(family, "token-classification", texts[:half], aggregation_strategy=strategy)
+    found += answers(family, "token-classification", asked)
+    assert len(texts) >= 200
+    assert_entities(found, wanted)
+    fields = ["entity", "score", "index", "word", "start", "end"]
+    grouped = ["entity_group", "score", "word", "start", "end"]
+    assert {tuple(each) for answer in found for each in answer} == {tuple(fields if strategy == "none" else grouped)}
+    assert len({each[0] for answer in wanted for each in answer}) >= 2, "the tokens are decided differently"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_to_be_ignored(answers: Answers, family: str) -> None:
+    parameters = {"aggregation_strategy": "first", "ignore_labels": ["LOC", "O"]}
+    asked = [{"text": text, "parameters": parameters} for text in stored("texts")]
+    assert_entities(answers(family, "token-classification", asked), stored_answers()[f"{family}/ignored"])
+    everything = answers(
+        "bert", "token-classification", [{"text": "peace and war", "parameters": {"ignore_labels": []}}]
+    )
+    assert len(everything[0]) >= 3
+
+
+@pytest.mark.parametrize("strategy", ["none", "first"])
+def test_a_long_texts_entities_are_told_once(answers: Answers, strategy: str) -> None:
+    text = " ".join(stored("texts")[:8])
+    request = {"text": text, "parameters": {"aggregation_strategy": strategy, "ignore_labels": []}}
+    [cut] = answers("roberta", "token-classification", [request])
+    [whole] = answers("roberta", "token-classification", [request], {"long_texts": "stride", "stride": 30})
+    assert whole[: len(cut) // 2] == cut[: len(cut) // 2]
+    assert whole[-1]["end"] == len(text)
+    starts = [each["start"] for each in whole]
+    assert starts == sorted(starts)
+    if strategy == "none":
+        assert [each["index"] for each in whole] == [*range(1, len(whole) + 1)]
+
+
+def test_it_is_what_such_a_checkpoint_is_made_for(tmp_path: Path) -> None:
+    with Ensemble.of_model(str(write_model(tmp_path / "model", "electra"))) as ensemble:
+        [found, refused] = ensemble.predict(["the nations at peace", {"text": "peace", "text_pair": "war"}])
+    assert not isinstance(found, Refused)
+    assert all(hasattr(each, "entity") for each in found.outputs["model"])
+    assert isinstance(refused, Refused)
+    assert refused.error == "text_pair: token-classification reads one text"
