@@ -31,9 +31,10 @@ from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
 from schemas.records import InputRecord, Source
 from schemas.requests import RequestFormat, RequestKind, decode_request
 from schemas.results import Result
-from stages.encode import Encoded, PackInProgress
+from stages.encode import Encoded
 from stages.errors import StageError
 from stages.microbatcher import cut
+from stages.pack_in_progress import PackInProgress
 
 # Texts that are taken together: enough for every instance to have several batches.
 BLOCK_TEXTS = 512

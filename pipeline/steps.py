@@ -24,8 +24,9 @@ from schemas.packs import source_of
 from schemas.records import OutputRecord
 from schemas.results import encode_result
 from stages.blame import answer_apart
-from stages.encode import EncodeStage, PackInProgress
+from stages.encode import EncodeStage
 from stages.microbatcher import MicroBatch, MicroBatcher
+from stages.pack_in_progress import PackInProgress
 from stages.postprocess import PostprocessStage
 from stages.tokenize import TokenizeStage
 

@@ -42,12 +42,10 @@ from schemas.packs import (
     decode_encoding_pack,
     decode_token_pack,
     encode_pack,
-    joined_encodings,
-    joined_tokens,
-    parted,
     source_of,
 )
 from schemas.records import OutputRecord
+from schemas.regrouping import joined_encodings, joined_tokens, parted
 from stages.encode import EncodeStage
 from stages.microbatcher import MicroBatcher
 from stages.postprocess import PostprocessStage

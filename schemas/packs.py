@@ -19,8 +19,8 @@ from schemas.parameters import Parameters
 from schemas.records import Headers, Source
 
 # Token ids fit 16 bits for vocabularies of up to 65,536; XLM-R's 250,002 need 32.
-_NARROW = np.dtype("<u2")
-_WIDE = np.dtype("<u4")
+NARROW = np.dtype("<u2")
+WIDE = np.dtype("<u4")
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 
@@ -77,7 +77,7 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     def chunk_ids(self) -> list[NDArray[np.int32]]:
         """Token ids of each chunk, views of one flat array."""
-        flat = np.frombuffer(self.input_ids, _WIDE if self.wide else _NARROW).astype(np.int32)
+        flat = np.frombuffer(self.input_ids, WIDE if self.wide else NARROW).astype(np.int32)
         ends = np.cumsum(self.chunk_lengths()).tolist()
         # np.split does the same, at ten times the price.
         return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -133,14 +133,14 @@ def token_pack(
     each (tokens, 4)."""
     lengths = np.fromiter((len(chunk) for chunk in chunks), _INT32, len(chunks))
     flat = np.concatenate(chunks)
-    wide = bool(flat.max(initial=0) > np.iinfo(_NARROW).max)
+    wide = bool(flat.max(initial=0) > np.iinfo(NARROW).max)
     return TokenPack(
         topic=topic,
         partition=partition,
         texts=texts,
         wide=wide,
         lengths=lengths.tobytes(),
-        input_ids=flat.astype(_WIDE if wide else _NARROW).tobytes(),
+        input_ids=flat.astype(WIDE if wide else NARROW).tobytes(),
         details=b"".join(each.astype(_INT32, copy=False).tobytes() for each in details),
     )
 
@@ -160,79 +160,6 @@ def encoding_pack(
         ],
         details=pack.details,
     )
-
-
-def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
-    """One pack of what is in several of one partition, in their order."""
-    assert len({(pack.topic, pack.partition) for pack in packs}) == 1
-    wide = any(pack.wide for pack in packs)
-    ids = [
-        np.frombuffer(pack.input_ids, _NARROW).astype(_WIDE).tobytes() if wide and not pack.wide else pack.input_ids
-        for pack in packs
-    ]
-    return TokenPack(
-        topic=packs[0].topic,
-        partition=packs[0].partition,
-        texts=[text for pack in packs for text in pack.texts],
-        wide=wide,
-        lengths=b"".join(pack.lengths for pack in packs),
-        input_ids=b"".join(ids),
-        details=_joined_details(packs),
-    )
-
-
-def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
-    """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
-    first = packs[0]
-    shapes = {tuple((output.name, output.width, output.of_tokens) for output in pack.outputs) for pack in packs}
-    assert len({(pack.topic, pack.partition) for pack in packs}) == len(shapes) == 1
-    return EncodingPack(
-        topic=first.topic,
-        partition=first.partition,
-        texts=[text for pack in packs for text in pack.texts],
-        lengths=b"".join(pack.lengths for pack in packs),
-        outputs=[
-            EncodedOutput(
-                output.name, output.width, b"".join(pack.outputs[place].values for pack in packs), output.of_tokens
-            )
-            for place, output in enumerate(first.outputs)
-        ],
-        details=_joined_details(packs),
-    )
-
-
-def _joined_details(packs: Sequence[TokenPack] | Sequence[EncodingPack]) -> bytes:
-    """Of all or of none: where some have them and others not, the ensemble file has changed in between."""
-    return b"".join(pack.details for pack in packs) if all(pack.details for pack in packs) else b""
-
-
-def parted(pack: EncodingPack, *, most_bytes: int) -> list[EncodingPack]:
-    """The pack in several, where numbers of tokens make it larger than that; a text stays whole."""
-    numbers_bytes = sum(len(output.values) for output in pack.outputs) + len(pack.details)
-    if numbers_bytes <= most_bytes or len(pack.texts) == 1 or not any(output.of_tokens for output in pack.outputs):
-        return [pack]
-    middle = len(pack.texts) // 2
-    chunks = sum(text.chunks for text in pack.texts[:middle])
-    tokens = sum(text.tokens for text in pack.texts[:middle])
-    halves = [
-        msgspec.structs.replace(
-            pack,
-            texts=pack.texts[texts],
-            lengths=pack.chunk_lengths()[of_chunks].tobytes(),
-            outputs=[
-                msgspec.structs.replace(
-                    output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
-                )
-                for output in pack.outputs
-            ],
-            details=pack.token_details()[of_tokens].tobytes(),
-        )
-        for texts, of_chunks, of_tokens in (
-            (slice(middle), slice(chunks), slice(tokens)),
-            (slice(middle, None), slice(chunks, None), slice(tokens, None)),
-        )
-    ]
-    return [part for half in halves for part in parted(half, most_bytes=most_bytes)]
 
 
 def source_of(pack: TokenPack | EncodingPack, text: PackedText) -> Source:
@@ -256,7 +183,7 @@ def decode_token_pack(value: bytes | None) -> TokenPack:
     """The pack in a record of `<ensemble>.tokens`. Raises BadRecord where it is none, or contradicts itself."""
     pack = _decode(_tokens_decoder, value)
     lengths = _checked_lengths(pack)
-    expected_bytes = int(lengths.sum()) * (_WIDE if pack.wide else _NARROW).itemsize
+    expected_bytes = int(lengths.sum()) * (WIDE if pack.wide else NARROW).itemsize
     _require(len(pack.input_ids) == expected_bytes, "input_ids and lengths disagree")
     _check_details(pack, lengths)
     return pack

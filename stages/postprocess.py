@@ -24,6 +24,10 @@ class PostprocessStage:
 
     def __init__(self, tasks: Mapping[str, AnyTask]) -> None:
         self._tasks = dict(tasks)
+        # What reads what is asked once: of protocols it takes a microsecond.
+        self._of_tokens = {name: task for name, task in tasks.items() if isinstance(task, TokensTask)}
+        self._of_pairs = {name: task for name, task in tasks.items() if isinstance(task, PairsTask)}
+        self._of_texts = {name: task for name, task in tasks.items() if not isinstance(task, (TokensTask, PairsTask))}
 
     def __call__(self, pack: EncodingPack) -> list[Result | BadRecord]:
         """One entry a text, in order: its result, or why there is none.
@@ -37,7 +41,7 @@ class PostprocessStage:
             error = BadRecord(Reason.BAD_PACK, f"no output of {names}: do all stages run the same ensemble file?")
             return [error] * len(pack.texts)
         once = _tokens_once(pack)
-        rows_of = {name: _of_texts(task, pack, rows[name], once) for name, task in self._tasks.items()}
+        rows_of = self._rows(pack, rows, once)
         details = [pack.token_details()[each] for each in once]
 
         def answer(places: Sequence[int]) -> list[Result]:
@@ -52,14 +56,28 @@ class PostprocessStage:
         """What the pack's first text would be answered if its numbers were zeros."""
         zeros = {output.name: np.zeros_like(output.rows()) for output in pack.outputs}
         once = _tokens_once(pack)
-        rows = {name: [_of_texts(task, pack, zeros[name], once)[0]] for name, task in self._tasks.items()}
+        rows = {name: each[:1] for name, each in self._rows(pack, zeros, once).items()}
         [outputs] = self._outputs(rows, pack.texts[:1], [pack.token_details()[each] for each in once[:1]])
         return _result(pack, pack.texts[0], outputs)
 
     def _reads(self, output: EncodedOutput, pack: EncodingPack) -> bool:
         """Whether it is what its task reads: of tokens, with their details, or not."""
-        of_tokens = isinstance(self._tasks.get(output.name), TokensTask)
+        of_tokens = output.name in self._of_tokens
         return output.of_tokens == of_tokens and (bool(pack.details) or not of_tokens)
+
+    def _rows(
+        self, pack: EncodingPack, rows: Mapping[str, NDArray[np.float32]], once: Sequence[NDArray[np.intp]]
+    ) -> dict[str, Sequence[NDArray[np.float64]]]:
+        """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W)."""
+        chunks = [text.chunks for text in pack.texts]
+        found: dict[str, Sequence[NDArray[np.float64]]] = {}
+        for name in self._of_texts:
+            found[name] = [*join_windows(rows[name], pack.chunk_lengths(), chunks)]
+        for name in self._of_pairs:
+            found[name] = of_each_text(rows[name], chunks)
+        for name in self._of_tokens:
+            found[name] = [rows[name][each].astype(np.float64) for each in once]
+        return found
 
     def _outputs(
         self,
@@ -67,22 +85,17 @@ class PostprocessStage:
         texts: Sequence[PackedText],
         details: Sequence[NDArray[np.int32]],
     ) -> list[dict[str, Output]]:
-        answers = {name: _answers(task, rows[name], texts, details) for name, task in self._tasks.items()}
+        asked = [text.parameters for text in texts]
+        answers: dict[str, list[Output]] = {}
+        for name, task in self._of_texts.items():
+            answers[name] = task(np.stack(rows[name]), asked) if any(asked) else task(np.stack(rows[name]))
+        for name, of_pairs in self._of_pairs.items():
+            answers[name] = [of_pairs.of_pairs(each, text) for each, text in zip(rows[name], texts, strict=True)]
+        for name, of_tokens in self._of_tokens.items():
+            answers[name] = [of_tokens.of_tokens(*each) for each in zip(rows[name], details, texts, strict=True)]
         for name, outputs in answers.items():
             assert len(outputs) == len(texts), f"the task of {name} made {len(outputs)} outputs of {len(texts)} texts"
-        return [{name: outputs[place] for name, outputs in answers.items()} for place in range(len(texts))]
-
-
-def _of_texts(
-    task: AnyTask, pack: EncodingPack, rows: NDArray[np.float32], once: Sequence[NDArray[np.intp]]
-) -> NDArray[np.float64] | list[NDArray[np.float64]]:
-    """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W)."""
-    chunks = [text.chunks for text in pack.texts]
-    if isinstance(task, TokensTask):
-        return [rows[each].astype(np.float64) for each in once]
-    if isinstance(task, PairsTask):
-        return of_each_text(rows, chunks)
-    return join_windows(rows, pack.chunk_lengths(), chunks)
+        return [{name: answers[name][place] for name in self._tasks} for place in range(len(texts))]
 
 
 def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
@@ -97,20 +110,6 @@ def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
         first_window += text.chunks
         first_token += text.tokens
     return once
-
-
-def _answers(
-    task: AnyTask,
-    rows: Sequence[NDArray[np.float64]],
-    texts: Sequence[PackedText],
-    details: Sequence[NDArray[np.int32]],
-) -> list[Output]:
-    if isinstance(task, TokensTask):
-        return [task.of_tokens(*each) for each in zip(rows, details, texts, strict=True)]
-    if isinstance(task, PairsTask):
-        return [task.of_pairs(each, text) for each, text in zip(rows, texts, strict=True)]
-    asked = [text.parameters for text in texts]
-    return task(np.stack(rows), asked) if any(asked) else task(np.stack(rows))
 
 
 def _result(pack: EncodingPack, text: PackedText, outputs: dict[str, Output]) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from stages.tokenize import load_tokenizer
+from stages.tokenizer_files import load_tokenizer
 
 
 class TokenWords:

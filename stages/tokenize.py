@@ -7,11 +7,10 @@ are turned off: rows are packed, and a long text is never cut silently.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -34,10 +33,8 @@ from stages.blame import answer_apart
 from stages.errors import TokenizerError
 from stages.pairs import PairTemplate, Truncation
 from stages.token_details import TokenDetails, bare_details
+from stages.tokenizer_files import load_tokenizer
 from stages.word_cache import Windows, WordCache
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 LongTexts = Literal["stride", "truncate", "reject"]
 
@@ -294,26 +291,3 @@ def _pack(
         return None
     source = good[0][1].source
     return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks, details=details)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """A model's. Raises TokenizerError."""
-    # Without PyTorch, transformers advises on import to install it. Its tokenizers don't need it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as err:  # what a broken file raises is anything, `Exception` itself included
-        first_line = (str(err).strip().splitlines() or [""])[0]
-        raise TokenizerError(
-            f"tokenizer.source: no tokenizer can be loaded from {folder}: {type(err).__name__}: {first_line}"
-        ) from err
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TokenizerError(f"tokenizer.source: {folder} has no tokenizer.json (a fast tokenizer)")
-    # Of a folder without a tokenizer's files transformers makes one that knows its special tokens and no word.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise TokenizerError(
-            f"tokenizer.source: {folder} has no vocabulary: fetch the model's tokenizer.json (or vocab.txt) into it"
-        )
-    return tokenizer

@@ -15,7 +15,8 @@ from schemas.errors import BadRecord
 from schemas.packs import decode_encoding_pack, decode_token_pack, encode_pack
 from schemas.records import InputRecord, Source
 from schemas.results import Result, encode_result
-from stages.encode import EncodeStage, PackInProgress
+from stages.encode import EncodeStage
+from stages.pack_in_progress import PackInProgress
 from stages.postprocess import PostprocessStage
 from tests.chaos import mutations
 from tests.chaos.fuzz import MAX_TEXT_BYTES

@@ -24,11 +24,10 @@ from schemas.packs import (
     decode_token_pack,
     encode_pack,
     encoding_pack,
-    joined_encodings,
-    joined_tokens,
     token_pack,
 )
 from schemas.records import Headers, InputRecord, Source
+from schemas.regrouping import joined_encodings, joined_tokens
 
 KIBIBYTE = 1024
 MOST_BYTES = 256 * KIBIBYTE

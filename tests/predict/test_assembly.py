@@ -65,6 +65,7 @@ def test_weights_are_read_once_for_all_models_of_a_source(small_model: Path, mon
     ("architectures", "task"),
     [
         (["BertForSequenceClassification"], "text-classification"),
+        (["BertForTokenClassification"], "token-classification"),
         (["BertModel"], "sentence-embedding"),
         (None, "sentence-embedding"),
     ],
@@ -73,7 +74,11 @@ def test_the_task_is_what_the_checkpoint_is_made_for(folder: Path, architectures
     change_config(folder, architectures=architectures)
     settings = settings_of({"name": "m", "source": str(folder)})
     stage = open_postprocess_stage(settings)
-    kinds = {"TextClassification": "text-classification", "SentenceEmbedding": "sentence-embedding"}
+    kinds = {
+        "TextClassification": "text-classification",
+        "TokenClassification": "token-classification",
+        "SentenceEmbedding": "sentence-embedding",
+    }
     [found] = stage._tasks.values()
     assert kinds[type(found).__name__] == task
 

@@ -21,7 +21,8 @@ from engines.heads import PooledOutput, classification_head
 from engines.rows import PackedRows
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText, TokenPack, token_pack
-from stages.encode import Encoded, EncodeStage, PackInProgress
+from stages.encode import Encoded, EncodeStage
+from stages.pack_in_progress import PackInProgress
 
 Window = NDArray[np.int32]
 POISON = 666

@@ -16,12 +16,12 @@ from schemas.packs import (
     TokenPack,
     decode_encoding_pack,
     encode_pack,
-    joined_encodings,
-    parted,
     token_pack,
 )
+from schemas.regrouping import joined_encodings, parted
 from schemas.results import Output
-from stages.encode import EncodeStage, PackInProgress
+from stages.encode import EncodeStage
+from stages.pack_in_progress import PackInProgress
 from stages.postprocess import PostprocessStage
 from stages.token_details import bare_details
 

@@ -1,0 +1,83 @@
+"""Packs of other sizes: small ones read as one, large ones written in parts. Texts stay whole, and in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from schemas.packs import NARROW, WIDE, EncodedOutput, EncodingPack, TokenPack
+
+
+def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
+    """One pack of what is in several of one partition, in their order."""
+    assert len({(pack.topic, pack.partition) for pack in packs}) == 1
+    wide = any(pack.wide for pack in packs)
+    ids = [
+        np.frombuffer(pack.input_ids, NARROW).astype(WIDE).tobytes() if wide and not pack.wide else pack.input_ids
+        for pack in packs
+    ]
+    return TokenPack(
+        topic=packs[0].topic,
+        partition=packs[0].partition,
+        texts=[text for pack in packs for text in pack.texts],
+        wide=wide,
+        lengths=b"".join(pack.lengths for pack in packs),
+        input_ids=b"".join(ids),
+        details=_joined_details(packs),
+    )
+
+
+def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
+    """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
+    first = packs[0]
+    shapes = {tuple((output.name, output.width, output.of_tokens) for output in pack.outputs) for pack in packs}
+    assert len({(pack.topic, pack.partition) for pack in packs}) == len(shapes) == 1
+    return EncodingPack(
+        topic=first.topic,
+        partition=first.partition,
+        texts=[text for pack in packs for text in pack.texts],
+        lengths=b"".join(pack.lengths for pack in packs),
+        outputs=[
+            EncodedOutput(
+                output.name, output.width, b"".join(pack.outputs[place].values for pack in packs), output.of_tokens
+            )
+            for place, output in enumerate(first.outputs)
+        ],
+        details=_joined_details(packs),
+    )
+
+
+def _joined_details(packs: Sequence[TokenPack] | Sequence[EncodingPack]) -> bytes:
+    """Of all or of none: where some have them and others not, the ensemble file has changed in between."""
+    return b"".join(pack.details for pack in packs) if all(pack.details for pack in packs) else b""
+
+
+def parted(pack: EncodingPack, *, most_bytes: int) -> list[EncodingPack]:
+    """The pack in several, where numbers of tokens make it larger than that; a text stays whole."""
+    numbers_bytes = sum(len(output.values) for output in pack.outputs) + len(pack.details)
+    if numbers_bytes <= most_bytes or len(pack.texts) == 1 or not any(output.of_tokens for output in pack.outputs):
+        return [pack]
+    middle = len(pack.texts) // 2
+    chunks = sum(text.chunks for text in pack.texts[:middle])
+    tokens = sum(text.tokens for text in pack.texts[:middle])
+    halves = [
+        msgspec.structs.replace(
+            pack,
+            texts=pack.texts[texts],
+            lengths=pack.chunk_lengths()[of_chunks].tobytes(),
+            outputs=[
+                msgspec.structs.replace(
+                    output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
+                )
+                for output in pack.outputs
+            ],
+            details=pack.token_details()[of_tokens].tobytes(),
+        )
+        for texts, of_chunks, of_tokens in (
+            (slice(middle), slice(chunks), slice(tokens)),
+            (slice(middle, None), slice(chunks, None), slice(tokens, None)),
+        )
+    ]
+    return [part for half in halves for part in parted(half, most_bytes=most_bytes)]
