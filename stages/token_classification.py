@@ -9,7 +9,7 @@ so; elsewhere, as in `transformers`, whatever has no space before it continues a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -26,27 +26,17 @@ from stages.token_words import TokenWords
 _IGNORED = ("O",)
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    """`scores` (labels,), and whether it `continues` the word before it."""
+class _Token(NamedTuple):
+    """A token, or a word of several: what it is found to be, `at` which place (special tokens count), and whether it
+    `continues` the word before it."""
 
-    index: int
-    word: str
-    start: int
-    end: int
-    scores: NDArray[np.float64]
-    continues: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Labelled:
-    """A token or a word, and what it is found to be."""
-
+    at: int
     label: str
     score: float
     word: str
     start: int
     end: int
+    continues: bool
 
 
 class TokenClassification:
@@ -68,52 +58,48 @@ class TokenClassification:
         strategy = self._strategy if asked.aggregation_strategy is UNSET else asked.aggregation_strategy
         ignored = _IGNORED if asked.ignore_labels is UNSET else asked.ignore_labels
         [sentence] = text.echo or [""]
-        tokens = self._tokens(softmax(rows), details, sentence)
+        scores = softmax(rows)
+        tokens = self._tokens(scores, details, sentence)
         if strategy == "none":
-            entities = [(token.index, self._labelled(token.scores, token)) for token in tokens]
             return [
-                Entity(each.label, each.score, index, each.word, each.start, each.end)
-                for index, each in entities
+                Entity(each.label, each.score, each.at, each.word, each.start, each.end)
+                for each in tokens
                 if each.label not in ignored
             ]
-        if strategy == "simple":
-            pieces = [self._labelled(token.scores, token) for token in tokens]
-        else:
-            pieces = [self._word(word, strategy) for word in _words(tokens)]
-        groups = [self._group(group) for group in _groups(pieces)]
+        if strategy != "simple":
+            tokens = [self._word(word, scores, strategy) for word in _words(tokens)]
+        groups = [self._group(group) for group in _groups(tokens)]
         return [group for group in groups if group.entity_group not in ignored]
 
     def _tokens(self, scores: NDArray[np.float64], details: NDArray[np.int32], sentence: str) -> list[_Token]:
-        """Of the text, without special ones. `index` counts those too."""
+        """Of the text, without special ones."""
+        best, highest = scores.argmax(axis=1).tolist(), scores.max(axis=1).tolist()
         tokens: list[_Token] = []
-        for index, (number, place, start, end) in enumerate(details.tolist()):
+        for at, (number, place, start, end) in enumerate(details.tolist()):
             if place == SPECIAL:
                 continue
-            word, written = self._words.token(number), sentence[start:end]
+            word = self._words.token(number)
             if number == self._words.unknown:
-                word, continues = written, False
+                word, continues = sentence[start:end], False
             elif self._words.marks_subwords:
-                continues = len(word) != len(written)
+                continues = len(word) != len(sentence[start:end])
             else:
                 continues = start > 0 and " " not in sentence[start - 1 : start + 1]
-            tokens.append(_Token(index, word, start, end, scores[index], continues))
+            tokens.append(_Token(at, self._labels[best[at]], highest[at], word, start, end, continues))
         return tokens
 
-    def _word(self, tokens: Sequence[_Token], strategy: AggregationStrategy) -> _Labelled:
-        if strategy == "first":
-            scores = tokens[0].scores
-        elif strategy == "max":
-            scores = max((token.scores for token in tokens), key=np.max)
-        else:
-            scores = np.mean([token.scores for token in tokens], axis=0)
+    def _word(self, tokens: Sequence[_Token], scores: NDArray[np.float64], strategy: AggregationStrategy) -> _Token:
         word = self._words.joined([token.word for token in tokens])
-        return self._labelled(scores, _Token(0, word, tokens[0].start, tokens[-1].end, scores, continues=False))
+        labelled = tokens[0]
+        if strategy == "max":
+            labelled = max(tokens, key=lambda token: token.score)
+        label, score = labelled.label, labelled.score
+        if strategy == "average":
+            mean = scores[[token.at for token in tokens]].mean(axis=0)
+            label, score = self._labels[mean.argmax()], float(mean.max())
+        return _Token(tokens[0].at, label, score, word, tokens[0].start, tokens[-1].end, continues=False)
 
-    def _labelled(self, scores: NDArray[np.float64], of: _Token) -> _Labelled:
-        best = int(scores.argmax())
-        return _Labelled(self._labels[best], float(scores[best]), of.word, of.start, of.end)
-
-    def _group(self, pieces: Sequence[_Labelled]) -> EntityGroup:
+    def _group(self, pieces: Sequence[_Token]) -> EntityGroup:
         return EntityGroup(
             entity_group=pieces[0].label.split("-", 1)[-1],
             score=sum(piece.score for piece in pieces) / len(pieces),
@@ -134,9 +120,9 @@ def _words(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
         yield word
 
 
-def _groups(pieces: Sequence[_Labelled]) -> Iterator[list[_Labelled]]:
+def _groups(pieces: Sequence[_Token]) -> Iterator[list[_Token]]:
     """Of one entity; one that begins (B-) is another one."""
-    group: list[_Labelled] = []
+    group: list[_Token] = []
     for piece in pieces:
         if group and (piece.label.startswith("B-") or _kind(piece.label) != _kind(group[-1].label)):
             yield group
