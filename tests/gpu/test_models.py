@@ -24,6 +24,7 @@ from pipeline.mistakes import SettingsError
 from pipeline.plans.cache import PlanCache
 from pipeline.plans.opening import open_tensorrt_engine
 from pipeline.settings import EnsembleSettings, load_ensemble
+from schemas.results import Result
 from stages.packing import pack_rows
 from tests.chaos.tiny_ensemble import write_ensemble
 from tests.engines.test_families import NAMES, metadata, tensors
@@ -70,6 +71,21 @@ def answers(settings: EnsembleSettings, of: list[str]) -> dict[str, np.ndarray]:
             scores = [{one.label: one.score for one in each.outputs[name]} for each in results]
             found[name] = np.array([[each[label] for label in sorted(each)] for each in scores])
     return found
+
+
+@pytest.mark.parametrize("models", [1, 2], ids=["alone", "with a vector of texts"])
+def test_numbers_of_tokens(written: Written, models: int) -> None:
+    """Alone: then nothing reads which texts lie where."""
+    states = {"name": "states", "source": MINILM, "task": "feature-extraction"}
+    settings = written(
+        models=[states, BOTH[0]][:models], tokenizer={"max_length": 128}, batching={"max_batch_tokens": 2048}
+    )
+    of = texts(200)
+    with Ensemble(settings) as on_gpu, Ensemble(on_cpu(settings)) as wanted:
+        for found, right in zip(on_gpu.predict(of), wanted.predict(of), strict=True):
+            assert isinstance(found, Result)
+            assert isinstance(right, Result)
+            np.testing.assert_allclose(found.outputs["states"], right.outputs["states"], atol=0.05)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp16", 0.004), ("bf16", 0.02)])

@@ -48,3 +48,21 @@ def test_what_is_not_the_model_is_refused(
     gpu.spoils = spoil
     with pytest.raises(ParityError, match=message):
         opened(on_gpu(), tiny, [output])
+
+
+def test_half_precision_is_answered_in_single(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint) -> None:
+    engine = open_tensorrt_engine(
+        on_gpu(precision="fp16"),
+        tiny,
+        OUTPUTS,
+        max_length=16,
+        windows=lambda: some_windows(longest=16),
+        gate=lambda parities, _: None,  # random weights are not like a model's
+    )
+    oracle = open_engine("numpy", tiny, OUTPUTS, threads=1, instances=1)
+    windows = some_windows(20)
+    for name in ("states", "tags"):
+        found, wanted = (np.concatenate(answers(each, name, windows)) for each in (engine, oracle))
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).mean() < 0.02
+    engine.close()
