@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import ParityError
-from engines.heads import ModelOutput
+from engines.heads import ModelOutput, TokenOutput
 from engines.precision import Precision
 
 
@@ -42,7 +43,8 @@ _MANY = 30
 class Parity:
     """One output's. Of logits `decisions` is the share of texts whose highest one is the same, and `r2` the share of
     their variance over the texts that is the same (the coefficient of determination, over all labels together): a
-    decision says nothing of a score, or of a regression. They have no direction to speak of, so no cosine."""
+    decision says nothing of a score, or of a regression. They have no direction to speak of, so no cosine. Of an output
+    of tokens each of them counts as a text here; `of` says which they are."""
 
     texts: int
     cosine_min: float | None
@@ -50,6 +52,7 @@ class Parity:
     max_error: float
     decisions: float | None
     r2: float | None
+    of: Literal["texts", "tokens"] = "texts"
 
     def __str__(self) -> str:
         words = [f"max error {self.max_error:.2g}"]
@@ -59,13 +62,14 @@ class Parity:
             words.insert(0, f"{self.decisions:.2%} of decisions equal")
         if self.r2 is not None:
             words.insert(1, f"R2 {self.r2:.6f}")
-        return f"{', '.join(words)}, of {self.texts} texts"
+        return f"{', '.join(words)}, of {self.texts} {self.of}"
 
 
 def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArray[np.float32]) -> Parity:
     """Of an output's numbers, (N, W) each: of texts, or else of tokens."""
     assert reference.shape == computed.shape
     error = float(np.abs(reference - computed).max())
+    of: Literal["texts", "tokens"] = "tokens" if isinstance(output, TokenOutput) else "texts"
     if output.are_logits:
         # A head of one number is read by its sign.
         decided = [(rows > 0) if rows.shape[1] == 1 else rows.argmax(axis=1) for rows in (reference, computed)]
@@ -76,6 +80,7 @@ def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArr
             max_error=error,
             decisions=float(np.mean(decided[0] == decided[1])),
             r2=_r2(reference.astype(np.float64), computed.astype(np.float64)) if len(reference) >= _MANY else None,
+            of=of,
         )
     wide = [rows.astype(np.float64) for rows in (reference, computed)]
     norms = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
@@ -87,6 +92,7 @@ def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArr
         max_error=error,
         decisions=None,
         r2=None,
+        of=of,
     )
 
 

@@ -13,7 +13,7 @@ from engines.calibration import measure_channels, quantization
 from engines.checkpoint import Checkpoint
 from engines.errors import PlanError
 from engines.graph import written_graph
-from engines.heads import PooledOutput
+from engines.heads import PooledOutput, TokenOutput
 from engines.onnxruntime import OnnxRuntimeEngine
 from engines.plan import build_plan
 from engines.plan_shapes import PlanShape
@@ -87,6 +87,13 @@ def test_tensorrt_builds_the_graph(builder: ModuleType, tiny: Checkpoint, floats
     assert built.plan
     assert phases, "progress is told"
     assert phases[-1][1] == 100
+
+
+def test_tensorrt_builds_numbers_of_tokens(builder: ModuleType, tiny: Checkpoint) -> None:
+    """Alone: inputs that say which texts lie where are read by nothing, and are inputs all the same."""
+    shape = PlanShape(row_length=32, rows=4)
+    model = written_graph(tiny, [TokenOutput(name="states")], numbers=Numbers(floats="fp16"))
+    assert build_plan(builder, model, shape.inputs()).plan
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from engines.engine import open_engine
 from engines.errors import ParityError
 from engines.heads import ModelOutput, TokenOutput
 from engines.rows import Engine
+from pipeline.plans.cache import PlanCache
 from pipeline.plans.opening import open_tensorrt_engine
 from pipeline.settings import EnsembleSettings
 from tests.engines.test_token_outputs import OUTPUTS, TAGS, answers
@@ -26,6 +28,8 @@ def opened(settings: EnsembleSettings, checkpoint: Checkpoint, outputs: list[Mod
 @pytest.mark.parametrize("outputs", [OUTPUTS, OUTPUTS[1:]], ids=["with texts", "alone"])
 def test_they_are_the_models(gpu: FakeGpu, on_gpu: MakeSettings, tiny: Checkpoint, outputs: list[ModelOutput]) -> None:
     engine = opened(on_gpu(), tiny, outputs)
+    told = PlanCache(on_gpu().engine.plan_cache).plans()[0].about.parity
+    assert re.fullmatch(r"cosine 1\.0+ at least, 1\.0+ in the mean, .*, of \d+ tokens", told["states"])
     oracle = open_engine("numpy", tiny, OUTPUTS, threads=1, instances=1)
     for count in (1, 2, 9, 100):  # the smallest plan, one not full, a full one, more than any holds
         windows = some_windows(count, seed=count)
