@@ -68,6 +68,7 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
         [{"text": "a", "parameters": {"truncate_dim": 3, "precision": "binary", "normalize": True}}],
         [{"text": "a", "parameters": {"top_k": 1}}, {"text": "a", "parameters": {"precision": "int4"}}],
     ),
+    "feature-extraction": ("classes", [{"text": "a b"}], [{"text": "a", "parameters": {"top_k": 1}}]),
     "text-ranking": (
         "ranking",
         [{"query": "a", "passages": ["b", "c"], "parameters": {"top_k": 1}}],
