@@ -16,6 +16,7 @@ from pipeline.settings import EnsembleSettings
 from tests.cli.conftest import Penstock, WriteEnsemble
 from tests.json_schema import check
 from tests.tasks.test_against_transformers import write_model
+from tests.tasks.test_tokens_against_transformers import write_model as write_token_model
 
 
 def test_yaml_and_json_are_one_document(penstock: Penstock, ensemble: WriteEnsemble) -> None:
@@ -69,6 +70,11 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
         [{"text": "a", "parameters": {"top_k": 1}}, {"text": "a", "parameters": {"precision": "int4"}}],
     ),
     "feature-extraction": ("classes", [{"text": "a b"}], [{"text": "a", "parameters": {"top_k": 1}}]),
+    "token-classification": (
+        "tokens",
+        [{"text": "a b"}, {"text": "a b", "parameters": {"aggregation_strategy": "simple", "ignore_labels": []}}],
+        [{"text": "a", "parameters": {"aggregation_strategy": "mean"}}],
+    ),
     "text-ranking": (
         "ranking",
         [{"query": "a", "passages": ["b", "c"], "parameters": {"top_k": 1}}],
@@ -85,7 +91,8 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
 @pytest.mark.parametrize("task", GOOD_AND_BAD)
 def test_schemas_say_what_is_taken_and_what_is_answered(tmp_path: Path, task: str) -> None:
     head, good, bad = GOOD_AND_BAD[task]
-    source = str(write_model(tmp_path / "model", "bert", head))
+    folder = tmp_path / "model"
+    source = str(write_token_model(folder, "bert") if head == "tokens" else write_model(folder, "bert", head))
     settings = EnsembleSettings.model_validate(
         {"name": "t", "models": [{"name": "it", "source": source, "task": task}]}
     )
