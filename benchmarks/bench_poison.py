@@ -39,7 +39,7 @@ from pipeline.work import micro_batcher
 from schemas.packs import PackedText, token_pack
 from schemas.records import InputRecord, Source
 from stages.encode import EncodeStage
-from stages.tokenize import TokenizedText
+from stages.text_tokenizer import TokenizedText
 
 SHARES = (None, 0.0, 0.001, 0.01)
 WAIT_S = 600.0

@@ -24,7 +24,7 @@ from pipeline.assembly import open_encode_stage, open_tokenizer
 from pipeline.demo.texts import read_texts
 from pipeline.settings import load_ensemble
 from stages.microbatcher import cut
-from stages.tokenize import TokenizedText
+from stages.text_tokenizer import TokenizedText
 
 
 def bare(file: Path, texts: list[str]) -> dict[str, float]:

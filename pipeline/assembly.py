@@ -16,7 +16,8 @@ from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
-from stages.tokenize import TextTokenizer, TokenizeStage
+from stages.text_tokenizer import TextTokenizer
+from stages.tokenize import TokenizeStage
 
 __all__ = ["max_length", "open_encode_stage", "open_postprocess_stage", "open_tokenize_stage", "open_tokenizer"]
 

@@ -1,16 +1,9 @@
-"""Tokenize: texts in, windows of token ids out.
-
-The tokenizer is whatever `transformers.AutoTokenizer` finds in the model's folder; its Rust batch call does the
-work and releases the GIL. Fixed padding and truncation in `tokenizer.json` (many sentence-transformers carry 128)
-are turned off: rows are packed, and a long text is never cut silently.
-"""
+"""Tokenize: requests in, packs of tokens out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -30,20 +23,12 @@ from schemas.requests import (
     request_kind,
 )
 from stages.blame import answer_apart
-from stages.errors import TokenizerError
-from stages.pairs import PairTemplate, Truncation
-from stages.token_details import TokenDetails, bare_details
-from stages.tokenizer_files import load_tokenizer
-from stages.word_cache import Windows, WordCache
-
-LongTexts = Literal["stride", "truncate", "reject"]
+from stages.pairs import Truncation
+from stages.text_tokenizer import TextTokenizer, TokenizedText
+from stages.token_details import bare_details
 
 # What a tokenizer that fails on a text is tried with, to tell it from one that fails on all.
 _HARMLESS = "a"
-
-# Rust keeps 200 to 400 bytes a token until a call returns: 430 MB for a megabyte of one-letter words, 3 GB for sixteen.
-# The 1,024 sentences that a worker tokenizes at once (180,000 characters) still go in one call.
-_MAX_CALL_CHARACTERS = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,113 +37,6 @@ class Rejected:
 
     record: InputRecord
     error: BadRecord
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """`windows` are int32 (tokens,), special tokens included, each at most the tokenizer's `max_length`. Tokens of a
-    pair's second text are SECOND_TEXT higher. `details` are each window's, (tokens, 4), where they were asked for."""
-
-    windows: list[NDArray[np.int32]]
-    truncated: bool
-    details: list[NDArray[np.int32]] | None = None
-
-
-class TextTokenizer:
-    """A model's tokenizer with one policy for texts longer than `max_length` tokens.
-
-    `stride` cuts them into windows that share `stride` tokens, `truncate` keeps the first window and says so,
-    `reject` raises BadRecord for that text.
-    """
-
-    def __init__(self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int) -> None:
-        tokenizer = load_tokenizer(folder)
-        self.max_length = min(max_length, tokenizer.model_max_length)
-        self._long_texts = long_texts
-        backend = tokenizer.backend_tokenizer
-        special = backend.num_special_tokens_to_add(is_pair=False)
-        stride = stride if long_texts == "stride" else 0
-        if stride >= self.max_length - special:
-            raise TokenizerError(
-                f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "
-                f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
-            )
-        backend.no_padding()
-        backend.no_truncation()
-        try:
-            self._pairs: PairTemplate | None = PairTemplate(backend)
-        except ValueError:
-            self._pairs = None
-        backend.enable_truncation(self.max_length, stride=stride)
-        self._backend = WordCache(backend)
-        self._details = TokenDetails(backend, stride=stride)
-
-    def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
-        """One entry a text, in order."""
-        outcomes: list[TokenizedText | BadRecord] = []
-        for call in _calls(texts):
-            outcomes.extend(map(self._outcome, self._backend.windows(call)))
-        return outcomes
-
-    def with_details(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
-        """The same with each token's details."""
-        outcomes: list[TokenizedText | BadRecord] = []
-        for call in _calls(texts):
-            for details in self._details.of_windows(call):
-                outcome = self._outcome([each[:, 0] for each in details])
-                if isinstance(outcome, TokenizedText):
-                    outcome = replace(outcome, details=details[: len(outcome.windows)])
-                outcomes.append(outcome)
-        return outcomes
-
-    def pairs(
-        self, pairs: Sequence[tuple[str, str]], *, truncation: Truncation = "longest_first"
-    ) -> list[TokenizedText | BadRecord]:
-        """One entry a pair, in order. A pair has one window: what it can't hold is cut off, unless long texts are
-        rejected."""
-        if self._pairs is None or self.max_length <= self._pairs.special:
-            return [BadRecord(Reason.BAD_REQUEST, "text_pair: this ensemble's tokenizer reads no pairs")] * len(pairs)
-        ids = [ids for call in _calls([text for pair in pairs for text in pair]) for ids in self._backend.ids(call)]
-        outcomes: list[TokenizedText | BadRecord] = []
-        for first, second in zip(ids[::2], ids[1::2], strict=True):
-            window, truncated = self._pairs.window(first, second, max_length=self.max_length, truncation=truncation)
-            if truncated and self._long_texts == "reject":
-                outcomes.append(self._too_long("pair"))
-            else:
-                outcomes.append(TokenizedText([window], truncated=truncated))
-        return outcomes
-
-    def _outcome(self, windows: Windows) -> TokenizedText | BadRecord:
-        if not len(windows[0]):
-            # Only without special tokens, which no published model of the BERT family does.
-            return BadRecord(Reason.BAD_REQUEST, "the tokenizer makes no token of the text")
-        truncated = False
-        if len(windows) > 1:
-            if self._long_texts == "reject":
-                return self._too_long("text")
-            if self._long_texts == "truncate":
-                windows, truncated = windows[:1], True
-        return TokenizedText(windows, truncated=truncated)
-
-    def _too_long(self, what: str) -> BadRecord:
-        return BadRecord(
-            Reason.TEXT_TOO_LONG,
-            f"the {what} has more than {self.max_length} tokens and the ensemble rejects long texts",
-        )
-
-
-def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in order, in lists of at most _MAX_CALL_CHARACTERS; a longer text is alone."""
-    call: list[str] = []
-    characters = 0
-    for text in texts:
-        if call and characters + len(text) > _MAX_CALL_CHARACTERS:
-            yield call
-            call, characters = [], 0
-        call.append(text)
-        characters += len(text)
-    if call:
-        yield call
 
 
 class TokenizeStage:

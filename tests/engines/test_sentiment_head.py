@@ -14,7 +14,7 @@ from engines.checkpoint import Checkpoint
 from engines.engine import open_engine
 from engines.heads import PooledOutput, load_head
 from stages.packing import pack_rows
-from stages.tokenize import TextTokenizer, TokenizedText
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 
 SENTENCES = {
     "On the whole, we have been doing very well.": "POSITIVE",

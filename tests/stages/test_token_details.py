@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from schemas.packs import SECOND_TEXT, SPECIAL
 from schemas.records import InputRecord, Source
+from stages.text_tokenizer import TextTokenizer, TokenizedText
 from stages.token_details import bare_details, rows_once
-from stages.tokenize import TextTokenizer, TokenizedText, TokenizeStage
+from stages.tokenize import TokenizeStage
 from tests.tasks.test_against_transformers import write_model
 
 TEXT = "Émigrés, they say: 😀 the nations of the world are at peace, and the people are at work again today."

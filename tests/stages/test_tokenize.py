@@ -21,7 +21,8 @@ from schemas.errors import BadRecord, Reason
 from schemas.packs import TokenPack, decode_token_pack, encode_pack
 from schemas.records import InputRecord, Source
 from stages.errors import TokenizerError
-from stages.tokenize import LongTexts, TextTokenizer, TokenizedText, TokenizeStage
+from stages.text_tokenizer import LongTexts, TextTokenizer, TokenizedText
+from stages.tokenize import TokenizeStage
 
 CLS, SEP, UNK = 101, 102, 100
 MEGABYTE = 1 << 20

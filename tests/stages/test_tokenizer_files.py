@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import TokenizerError
-from stages.tokenize import TextTokenizer
+from stages.text_tokenizer import TextTokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
