@@ -1,7 +1,8 @@
 """A model's tokenizer: texts in, windows of token ids out.
 
-It is whatever `transformers.AutoTokenizer` finds in the model's folder. Fixed padding and truncation in `tokenizer.json`
-(many sentence-transformers carry 128) are turned off: rows are packed, and a long text is never cut silently.
+It is whatever `transformers.AutoTokenizer` finds in the model's folder. Fixed padding and truncation in its
+`tokenizer.json` (many sentence-transformers carry 128) are turned off: rows are packed, and a long text is never cut
+silently.
 """
 
 from __future__ import annotations
