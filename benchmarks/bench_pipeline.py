@@ -35,11 +35,17 @@ from pipeline.settings import EnsembleSettings
 BATCH = 32
 LABELS = {
     "text-classification": ["NO", "MAYBE", "YES"],
+    "token-classification": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
     "text-ranking": ["RELEVANT"],
     "zero-shot-classification": ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"],
 }
 CANDIDATES = ["economy", "foreign policy", "war", "health"]
 PASSAGES = 8
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "text-classification": {"top_k": None},
+    "token-classification": {"aggregation_strategy": "simple"},
+}
 
 # Answers some requests, one at a time or all at once.
 Answer = Callable[[Sequence[Any]], object]
@@ -63,10 +69,13 @@ def main() -> None:
             ("text-classification", "text-classification", [{"text": text} for text in texts], 1),
             ("text-classification of pairs", "text-classification", pairs, 1),
             ("sentence-embedding", "sentence-embedding", [{"text": text} for text in texts], 1),
+            ("feature-extraction", "feature-extraction", [{"text": text} for text in texts], 1),
+            ("token-classification", "token-classification", [{"text": text} for text in texts], 1),
             ("text-ranking", "text-ranking", queries, PASSAGES),
             ("zero-shot-classification", "zero-shot-classification", sequences, len(CANDIDATES)),
         ):
-            source = str(write_model(Path(folder) / name.replace(" ", "-"), LABELS.get(task)))
+            kind = "TokenClassification" if task == "token-classification" else "SequenceClassification"
+            source = str(write_model(Path(folder) / name.replace(" ", "-"), LABELS.get(task), f"BertFor{kind}"))
             results.append({"task": name, **compared(source, task, requests, each, options.rounds)})
     import torch  # type: ignore[import-not-found]
     import transformers
@@ -79,8 +88,8 @@ def main() -> None:
     print(json.dumps({"benchmark": "pipeline", "machine": machine(), "theirs": versions, "results": results}, indent=1))
 
 
-def write_model(folder: Path, labels: list[str] | None) -> Path:
-    """MiniLM's folder; with labels a sequence classifier's."""
+def write_model(folder: Path, labels: list[str] | None, architecture: str) -> Path:
+    """MiniLM's folder; with labels a classifier's."""
     source = find_checkpoint(MINILM, relative_to=None)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors", "*.json" if labels else ""))
     weights = load_file(source / "model.safetensors")
@@ -91,7 +100,7 @@ def write_model(folder: Path, labels: list[str] | None) -> Path:
             weights[f"{name}.weight"] = draw.normal(0, 0.05, (rows, 384)).astype(np.float32)
             weights[f"{name}.bias"] = np.zeros(rows, np.float32)
         config = json.loads((source / "config.json").read_text()) | {
-            "architectures": ["BertForSequenceClassification"],
+            "architectures": [architecture],
             "id2label": dict(enumerate(labels)),
             "label2id": {label: place for place, label in enumerate(labels)},
         }
@@ -109,10 +118,7 @@ def compared(source: str, task: str, requests: Sequence[Any], each: int, rounds:
         {
             "name": "bench",
             "tokenizer": {"max_length": 256},
-            "models": [
-                {"name": "it", "source": source, "task": task}
-                | ({"top_k": None} if task == "text-classification" else {})
-            ],
+            "models": [{"name": "it", "source": source, "task": task} | OPTIONS.get(task, {})],
         }
     )
     taken: dict[str, list[float]] = {}
@@ -164,6 +170,17 @@ def theirs_of(task: str, source: str) -> tuple[Answer, Answer]:
             [each["sequence"] for each in some], CANDIDATES, batch_size=BATCH
         )
         return zero_shot, zero_shot
+    if task == "token-classification":
+        strategy: dict[str, Any] = {"aggregation_strategy": "simple"}
+        return (
+            lambda some: [pipe(each["text"], **strategy) for each in some],
+            lambda some: pipe([each["text"] for each in some], batch_size=BATCH, **strategy),
+        )
+    if task == "feature-extraction":
+        return (
+            lambda some: [pipe(each["text"]) for each in some],
+            lambda some: pipe([each["text"] for each in some], batch_size=BATCH),
+        )
     asked = {"top_k": None, "truncation": True, "max_length": 256}
     return (
         lambda some: [pipe(each, **asked) for each in some],
