@@ -11,7 +11,7 @@ from functools import cache
 from engines.rows import Engine
 from pipeline.model_engines import open_model_engine
 from pipeline.model_files import blaming, found_folder, max_length, model_folder
-from pipeline.model_tasks import model_task, model_tasks
+from pipeline.model_tasks import model_task, model_tasks, most_tokens
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
 from stages.encode import EncodeStage
@@ -41,6 +41,7 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
         request_format=settings.requests.format,
         max_text_bytes=settings.requests.max_text_bytes,
         tasks=model_tasks(settings),
+        most_tokens=most_tokens(settings),
     )
 
 

@@ -69,7 +69,7 @@ def asyncapi(settings: EnsembleSettings) -> Document:
         "channels": {
             "requests": channel(names.requests, "request", "What is to be answered; key and headers come back."),
             "results": channel(names.results, "result", "One for each request, in the order of its partition."),
-            "deadLetters": channel(names.dead_letters, "deadLetter", "Requests that can't be answered, as they were."),
+            "deadLetters": channel(names.dead_letters, "deadLetter", "What can't be answered, as it was."),
         },
         "operations": {
             "answer": {
@@ -94,7 +94,7 @@ def asyncapi(settings: EnsembleSettings) -> Document:
                             for field, name in header_names(settings.dead_letters.header_style).items()
                         },
                     },
-                    "payload": {"description": "The request's own value."},
+                    "payload": {"description": "What was refused: a request's value, or a pack that can't be read."},
                 },
             }
         },

@@ -137,9 +137,10 @@ def _windows(pack: TokenPack | EncodingPack) -> int:
     return len(pack.chunk_lengths())
 
 
-def _shape(pack: TokenPack | EncodingPack) -> list[tuple[str, int]]:
-    """Encodings of another ensemble file, older or newer, can't be joined to these."""
-    return [] if isinstance(pack, TokenPack) else [(output.name, output.width) for output in pack.outputs]
+def _shape(pack: TokenPack | EncodingPack) -> tuple[object, ...]:
+    """Packs of another ensemble file, older or newer, can't be joined to these."""
+    outputs = () if isinstance(pack, TokenPack) else pack.outputs
+    return bool(pack.details), *((output.name, output.width, output.of_tokens) for output in outputs)
 
 
 def _size_bytes(record: InputRecord) -> int:

@@ -35,6 +35,9 @@ _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "ranges": ("sentence-embedding",),
 }
 
+# Of which the checkpoint's own head has its own pooling.
+_CLASSIFIERS: tuple[Task, ...] = ("text-classification", "text-ranking", "zero-shot-classification")
+
 # [CLS] and [SEP], or what a model has in their place. The tokenizer checks its own number when it is loaded.
 _SPECIAL_TOKENS = 2
 _DEFAULT_STRIDE = 32
@@ -137,7 +140,7 @@ class ModelSettings(Section):
     """What makes scores of a classification's or a ranking's logits. Default: as transformers chooses it, by the
     config's problem_type and the number of labels."""
 
-    threshold: float | None = None
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
     """Labels of a lower score are left out of a classification."""
 
     aggregation_strategy: AggregationStrategy = "none"
@@ -180,7 +183,7 @@ class ModelSettings(Section):
             for option in ("pooling", "normalize"):
                 if option in self.model_fields_set:
                     wrong.add(option, message=f"has no effect on a {self.task}; allowed with: sentence-embedding")
-        if self.task == "text-classification" and self.head is None:
+        if self.task in _CLASSIFIERS and self.head is None:
             for option in ("pooling", "normalize"):
                 if getattr(self, option) is not None:
                     wrong.add(option, message="has no effect on the checkpoint's own head; allowed with: head")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,9 @@ from stages.tasks import AnyTask
 from stages.token_classification import TokenClassification
 from stages.token_words import TokenWords
 
+# Of one result: some 11 bytes of JSON each, of the 16 MiB that a record may have.
+_MOST_NUMBERS = 1_400_000
+
 # As `transformers.TextClassificationPipeline` chooses where its caller does not.
 _FUNCTIONS: dict[str | None, ScoreFunction] = {
     "multi_label_classification": "sigmoid",
@@ -35,7 +40,19 @@ def model_tasks(settings: EnsembleSettings) -> list[Task]:
     except ValueError as err:
         message = f"{err}: put them into ensembles of their own"
         raise settings.mistake("models", len(tasks) - 1, "task", message=message) from err
+    if settings.requests.format == "text" and request_kind(tasks) != "text":
+        raise settings.mistake("requests", "format", message=f"'text' is no request of {tasks[0]}; allowed: json")
     return tasks
+
+
+def most_tokens(settings: EnsembleSettings) -> int:
+    """Of a text, where each token's vector is answered: more would be a larger result than Kafka takes."""
+    found = [sys.maxsize]
+    for index, model in enumerate(settings.models):
+        config = model_config(settings, index)
+        if task_of(model, config) == "feature-extraction":
+            found.append(_MOST_NUMBERS // _width(settings, index, config))
+    return min(found)
 
 
 def model_task(settings: EnsembleSettings, index: int) -> AnyTask:

@@ -53,7 +53,7 @@ from stages.postprocess import PostprocessStage
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
 
-# Of a pack's numbers of tokens: half of what a record may have, as results are JSON and twice as long.
+# Of a pack's numbers of tokens: half of what a record may have, so that a text of that size still has room.
 _MOST_NUMBERS_BYTES = 8 << 20
 
 _MakeStep = Callable[[Next, Callable[[BaseException], None], DeadLetters, WorkerMetrics], Step]

@@ -13,6 +13,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from schemas.errors import BadRecord, Reason
 
+# A pack takes no larger number than 64 bits hold; nobody has so many labels.
+_MOST = 2**31 - 1
+
 # `transformers`' names for its `function_to_apply`.
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 # sentence-transformers' names for its `precision`, and float16.
@@ -26,16 +29,16 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """What of it is UNSET is as the ensemble file says."""
 
     # text-classification
-    top_k: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
+    top_k: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType | None = UNSET
     function_to_apply: ScoreFunction | UnsetType = UNSET
     threshold: float | UnsetType = UNSET
     # sentence-embedding
-    truncate_dim: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    truncate_dim: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType = UNSET
     normalize: bool | UnsetType = UNSET
     precision: EmbeddingPrecision | UnsetType = UNSET
     # zero-shot-classification
     multi_label: bool | UnsetType = UNSET
-    hypothesis_template: str | UnsetType = UNSET
+    hypothesis_template: Annotated[str, Meta(max_length=1_000)] | UnsetType = UNSET
     # token-classification
     aggregation_strategy: AggregationStrategy | UnsetType = UNSET
     ignore_labels: list[str] | UnsetType = UNSET

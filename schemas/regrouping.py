@@ -50,8 +50,9 @@ def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
 
 
 def _joined_details(packs: Sequence[TokenPack] | Sequence[EncodingPack]) -> bytes:
-    """Of all or of none: where some have them and others not, the ensemble file has changed in between."""
-    return b"".join(pack.details for pack in packs) if all(pack.details for pack in packs) else b""
+    """All have them, or none."""
+    assert len({bool(pack.details) for pack in packs}) == 1
+    return b"".join(pack.details for pack in packs)
 
 
 def parted(pack: EncodingPack, *, most_bytes: int) -> list[EncodingPack]:

@@ -29,6 +29,9 @@ RequestKind = Literal["text", "ranking", "zero-shot"]
 # What a tokenizer reads: a text, or a pair of them.
 TextInput = str | tuple[str, str]
 
+# Of one request: as many windows as a megabyte of text has.
+MAX_PAIRS = 1_000
+
 # As `transformers` has it.
 HYPOTHESIS_TEMPLATE = "This example is {}."
 
@@ -51,14 +54,14 @@ class RankingRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, k
     """Passages to be put in order by what they say to a query."""
 
     query: str
-    passages: Annotated[list[str], Meta(min_length=1)]
+    passages: Annotated[list[str], Meta(min_length=1, max_length=MAX_PAIRS)]
 
 
 class ZeroShotRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
     """A text, and the labels that may be its."""
 
     sequence: str
-    candidate_labels: Annotated[list[str], Meta(min_length=1)]
+    candidate_labels: Annotated[list[str], Meta(min_length=1, max_length=MAX_PAIRS)]
 
 
 # Of tasks that read something else than texts.
@@ -128,13 +131,13 @@ def decode_request(
     if record.value is None:
         raise BadRecord(Reason.NULL_VALUE, "the record has no value (a tombstone)")
     body: Body = _decode_json(record.value, kind) if format == "json" else TextRequest(text=_decode_utf8(record.value))
-    inputs, echo = _inputs(body)
-    size_bytes = sum(map(_size_bytes, inputs))
+    size_bytes = sum(map(_size_bytes, _texts(body)))
     if size_bytes > max_text_bytes:
         raise BadRecord(
             Reason.TEXT_TOO_LARGE,
             f"the text has {size_bytes} bytes, the ensemble allows {max_text_bytes} (requests.max_text_bytes)",
         )
+    inputs, echo = _inputs(body)
     return Request(
         body.id or _header_id(record.headers) or str(record.source),
         inputs,
@@ -144,6 +147,17 @@ def decode_request(
         body.parameters,
         echo,
     )
+
+
+def _texts(body: Body) -> list[str]:
+    """What a request brings, each once."""
+    match body:
+        case TextRequest():
+            return [body.text] if body.text_pair is None else [body.text, body.text_pair]
+        case RankingRequest():
+            return [body.query, *body.passages]
+        case ZeroShotRequest():
+            return [body.sequence, *body.candidate_labels]
 
 
 def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
@@ -169,7 +183,7 @@ def _decode_json(value: bytes, kind: RequestKind) -> Body:
     except msgspec.ValidationError as err:
         allowed = f"a request is {_SHAPES[kind]}"
         if "$.parameters`" in str(err):
-            allowed = f"known parameters: {', '.join(Parameters.__struct_fields__)}"
+            allowed = f"parameters of one task or another: {', '.join(Parameters.__struct_fields__)}"
         raise BadRecord(Reason.BAD_REQUEST, f"{err}; {allowed}") from err
     except msgspec.DecodeError as err:
         raise _no_json(value, str(err), kind) from err
@@ -193,9 +207,7 @@ def _no_json(value: bytes, message: str, kind: RequestKind) -> BadRecord:
     return BadRecord(Reason.NOT_JSON, f"{message}; plain text needs requests.format: text")
 
 
-def _size_bytes(text: TextInput) -> int:
-    if isinstance(text, tuple):
-        return sum(map(_size_bytes, text))
+def _size_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 

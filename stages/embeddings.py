@@ -64,6 +64,10 @@ class SentenceEmbedding:
             raise BadRecord(
                 Reason.BAD_REQUEST, f"parameters.truncate_dim: {kept}; the model's vectors have {self._width} numbers"
             )
+        if self._normalize and asked.normalize is False:
+            raise BadRecord(
+                Reason.BAD_REQUEST, "parameters.normalize: false; the model's own vectors have length 1: leave it out"
+            )
         rows = rows[:, :kept]
         if self._renormalize if asked.normalize is UNSET else asked.normalize:
             rows = _unit(rows)
@@ -76,7 +80,8 @@ class SentenceEmbedding:
             case "float32":
                 numbers = rows.round(_DECIMALS).tolist()
             case "float16":
-                numbers = rows.astype(np.float16).astype(np.float64).round(_DECIMALS).tolist()
+                most = float(np.finfo(np.float16).max)
+                numbers = rows.clip(-most, most).astype(np.float16).astype(np.float64).round(_DECIMALS).tolist()
             case "binary":
                 # ubinary - 128, as sentence-transformers has it, and not its two's complement.
                 numbers = (np.packbits(rows > 0, axis=1).astype(np.int16) - 128).tolist()

@@ -97,8 +97,9 @@ class EncodeStage:
             if name not in self._of_tokens
         }
         of_tokens = {
-            name: [np.zeros((len(window), self._widths[name]), np.float32) for window in windows]
-            for name in self._of_tokens
+            name: [np.zeros((len(window), width), np.float32) for window in windows]
+            for name, width in self._widths.items()
+            if name in self._of_tokens
         }
         failed = {
             index: self._too_long(window) for index, window in enumerate(windows) if len(window) > self._max_length
@@ -156,7 +157,7 @@ class EncodeStage:
                 for window, is_sound, tokens in zip(
                     group.windows, sound, tokens_of_texts(rows, group.rows), strict=True
                 ):
-                    batch.of_tokens[name][window] = tokens if is_sound else np.zeros_like(tokens)
+                    batch.of_tokens[name][window] = tokens.copy() if is_sound else np.zeros_like(tokens)
             suspects = [window for window, is_sound in zip(group.windows, sound, strict=True) if not is_sound]
             names = ", ".join(name for name, each in finite.items() if not each.all())
             error = BadRecord(Reason.ENGINE_FAILED, f"{names} is not finite")

@@ -93,10 +93,14 @@ class TextTokenizer:
         rejected."""
         if self._pairs is None or self.max_length <= self._pairs.special:
             return [BadRecord(Reason.BAD_REQUEST, "text_pair: this ensemble's tokenizer reads no pairs")] * len(pairs)
-        ids = [ids for call in _calls([text for pair in pairs for text in pair]) for ids in self._backend.ids(call)]
+        # A query stands in many pairs.
+        texts = [*dict.fromkeys(text for pair in pairs for text in pair)]
+        ids = dict(zip(texts, (each for call in _calls(texts) for each in self._backend.ids(call)), strict=True))
         outcomes: list[TokenizedText | BadRecord] = []
-        for first, second in zip(ids[::2], ids[1::2], strict=True):
-            window, truncated = self._pairs.window(first, second, max_length=self.max_length, truncation=truncation)
+        for first, second in pairs:
+            window, truncated = self._pairs.window(
+                ids[first], ids[second], max_length=self.max_length, truncation=truncation
+            )
             if truncated and self._long_texts == "reject":
                 outcomes.append(self._too_long("pair"))
             else:

@@ -57,7 +57,9 @@ class TokenClassification:
         asked = text.parameters or Parameters()
         strategy = self._strategy if asked.aggregation_strategy is UNSET else asked.aggregation_strategy
         ignored = _IGNORED if asked.ignore_labels is UNSET else asked.ignore_labels
-        [sentence] = text.echo or [""]
+        if not text.echo or len(text.echo) != 1:
+            raise BadRecord(Reason.BAD_PACK, "the pack has not the text itself: do all stages run the same file?")
+        [sentence] = text.echo
         scores = softmax(rows)
         tokens = self._tokens(scores, details, sentence)
         if strategy == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -49,12 +50,15 @@ class TokenizeStage:
         request_format: RequestFormat,
         max_text_bytes: int,
         tasks: Collection[str] = ("sentence-embedding",),
+        most_tokens: int = sys.maxsize,
     ) -> None:
-        """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have."""
+        """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have. A
+        text of more than `most_tokens` would have a result that is too large for Kafka."""
         self._tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
         self._tasks = frozenset(tasks)
+        self._most_tokens = most_tokens
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
         self._names_words = "token-classification" in tasks
@@ -110,8 +114,20 @@ class TokenizeStage:
         found = iter(tokenizer(texts)) if texts else iter(())
         of_pairs = iter(self._tokenizer.pairs(pairs, truncation=self._truncation)) if pairs else iter(())
         return [
-            _together([next(found if isinstance(each, str) else of_pairs) for each in inputs]) for inputs in requests
+            self._bounded(_together([next(found if isinstance(each, str) else of_pairs) for each in inputs]))
+            for inputs in requests
         ]
+
+    def _bounded(self, outcome: TokenizedText | BadRecord) -> TokenizedText | BadRecord:
+        if isinstance(outcome, BadRecord) or len(outcome.windows) == 1:
+            return outcome
+        tokens = sum(map(len, outcome.windows))
+        if tokens <= self._most_tokens:
+            return outcome
+        return BadRecord(
+            Reason.RESULT_TOO_LARGE,
+            f"{tokens} tokens, of which feature-extraction answers a vector each; allowed here: {self._most_tokens}",
+        )
 
 
 def _with_text(request: Request) -> Request:

@@ -21,7 +21,7 @@ Windows = list[NDArray[np.int32]]
 
 # Of printable ASCII, what `BertPreTokenizer` makes of it: words, and each punctuation mark for itself.
 _WORDS = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9 ]")
-# 15 MB; natural English has that many in some hundred thousand texts.
+# 15 MB of English, which has that many in some hundred thousand texts; 43 MB at worst.
 _MAX_WORDS = 65_536
 # Longer ones are unknown to WordPiece, and nobody writes them twice.
 _MAX_WORD_CHARACTERS = 100

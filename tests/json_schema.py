@@ -24,7 +24,20 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _SAYS_NOTHING = {"$schema", "$id", "$defs", "title", "description", "default", "deprecated", "format"}
 _KNOWN = _SAYS_NOTHING | {
-    *("$ref", "type", "enum", "pattern", "minimum", "maximum", "items", "minItems", "uniqueItems", "required"),
+    *(
+        "$ref",
+        "type",
+        "enum",
+        "pattern",
+        "minimum",
+        "maximum",
+        "items",
+        "minItems",
+        "maxItems",
+        "maxLength",
+        "uniqueItems",
+        "required",
+    ),
     *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf"),
 }
 
@@ -93,6 +106,10 @@ def _check_alone(value: Any, schema: Schema) -> Iterator[str]:
             yield f"{value} is over {schema['maximum']}"
     if isinstance(value, list) and len(value) < schema.get("minItems", 0):
         yield f"{len(value)} items are fewer than {schema['minItems']}"
+    if isinstance(value, list) and len(value) > schema.get("maxItems", len(value)):
+        yield f"{len(value)} items are more than {schema['maxItems']}"
+    if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
+        yield f"{len(value)} characters are more than {schema['maxLength']}"
     if isinstance(value, list) and schema.get("uniqueItems") and any(item in value[:i] for i, item in enumerate(value)):
         yield "an item is there twice"
     if isinstance(value, dict):

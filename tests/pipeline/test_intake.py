@@ -243,6 +243,20 @@ def test_encodings_that_differ_in_their_outputs_stay_apart() -> None:
     assert [len(unit.records) for unit in units] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("of_tokens", [False, True])
+def test_packs_of_another_ensemble_file_stay_apart(of_tokens: bool) -> None:
+    """Of a file that was changed meanwhile: details of tokens, or numbers of tokens of the same name and width."""
+    reader = PackReader("postprocess")
+    plain = pack([3], [2])
+    detailed = msgspec.structs.replace(plain, details=np.zeros((5, 4), "<i4").tobytes())
+    old = encoding_pack(plain, {"v": np.zeros((2, 2), np.float32)})
+    other = detailed if not of_tokens else plain
+    rows = np.zeros((5 if of_tokens else 2, 2), np.float32)
+    new = encoding_pack(other, {"v": rows}, frozenset({"v"} if of_tokens else ()))
+    units = reader.read(encode_pack(old), encode_pack(new), encode_pack(old))
+    assert [unit.texts for unit in units] == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("value", "reason"), [(None, "null_value"), (b"", "bad_pack"), (b"\x93\x01\x02\x03", "bad_pack")]
 )

@@ -103,3 +103,11 @@ def test_numbers_of_another_model(words: TokenWords) -> None:
 
 def test_a_token_that_nobody_knows(words: TokenWords) -> None:
     assert [words.token(number) for number in (-1, 99, 3)] == ["", "", "ann"]
+
+
+@pytest.mark.parametrize("echo", [None, [], ["a", "b"]])
+def test_a_pack_without_the_text_is_a_bad_one(words: TokenWords, echo: list[str] | None) -> None:
+    text = PackedText("id", None, [], 0, 1, len(DETAILS), False, echo=echo)
+    task = TokenClassification(LABELS, words, aggregation_strategy="none")
+    with pytest.raises(BadRecord, match="the pack has not the text itself: do all stages run the same file\\?"):
+        task.of_tokens(logits(*["O"] * len(DETAILS)), DETAILS, text)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.mistakes import SettingsError
@@ -125,7 +126,26 @@ def test_a_hypothesis_of_ones_own(ask: Ask) -> None:
             "threshold",
         ),
         ({"text": "a", "parameters": {"top_k": 0}}, [CLASSES], "Expected `int` >= 1 - at `$.parameters.top_k`"),
+        # What a pack can't carry would stop each worker that reads it.
+        ({"text": "a", "parameters": {"top_k": 2**64}}, [CLASSES], "Expected `int` <= 2147483647"),
+        ({"text": "a", "parameters": {"truncate_dim": 2**40}}, [VECTOR], "Expected `int` <= 2147483647"),
         ({"text": "a", "parameters": {"topk": 1}}, [CLASSES], "unknown field `topk` - at `$.parameters`"),
+        (
+            {"text": "a", "parameters": {"normalize": False}},
+            [("sentence-embedding", "classes", {"normalize": True})],
+            "parameters.normalize: false; the model's own vectors have length 1: leave it out",
+        ),
+        ({"query": "a", "passages": [""] * 1001}, [RANKING], "Expected `array` of length <= 1000 - at `$.passages`"),
+        (
+            {"sequence": "a", "candidate_labels": ["b"] * 1001},
+            [INFERENCE],
+            "Expected `array` of length <= 1000 - at `$.candidate_labels`",
+        ),
+        (
+            {"sequence": "a", "candidate_labels": ["b"], "parameters": {"hypothesis_template": "{}" * 501}},
+            [INFERENCE],
+            "Expected `str` of length <= 1000 - at `$.parameters.hypothesis_template`",
+        ),
         ({"text": "a", "parameters": {"precision": "int4"}}, [VECTOR], "Invalid enum value 'int4'"),
         (
             {"text": "a", "parameters": {"precision": "int8"}},
@@ -156,7 +176,7 @@ def test_a_hypothesis_of_ones_own(ask: Ask) -> None:
             "parameters.hypothesis_template: has no {}, where the label goes",
         ),
     ],
-    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else None,
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
 )
 def test_a_wrong_request_is_told_what_is_wrong(ask: Ask, request_: Any, models: Any, message: str) -> None:
     answer = ask(request_, *models)
@@ -175,12 +195,42 @@ def test_a_wrong_request_is_told_what_is_wrong(ask: Ask, request_: Any, models: 
         ),
         ([("text-ranking", "classes", {})], "models[0].task: text-ranking wants one label, and "),
         ([("zero-shot-classification", "classes", {})], "no label of NO, MAYBE, YES begins with 'entail': choose"),
+        ([("text-ranking", "ranking", {"pooling": "cls"})], "models[0].pooling: has no effect on the checkpoint's own"),
+        ([("text-classification", "classes", {"threshold": float("nan")})], "models[0].threshold: "),
         ([("sentence-embedding", "classes", {"truncate_dim": 25})], "models[0].truncate_dim: 25; the model's vectors"),
         ([("sentence-embedding", "classes", {"ranges": "/none.npy"})], "models[0].ranges: /none.npy can't be read"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(ask: Ask, models: Any, message: str) -> None:
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises((SettingsError, ValidationError)) as raised:
         ask({"text": "a"}, *models)
-    [line] = raised.value.lines
-    assert message in line
+    if isinstance(raised.value, SettingsError):
+        [line] = raised.value.lines
+        assert message in line
+
+
+@pytest.mark.parametrize("model", [RANKING, INFERENCE])
+def test_plain_texts_are_no_requests_of_pairs(tmp_path: Path, model: tuple[str, str, dict[str, Any]]) -> None:
+    task, head, _ = model
+    source = str(write_model(tmp_path / "model", "bert", head))
+    settings = {"name": "t", "requests": {"format": "text"}, "models": [{"name": "m", "source": source, "task": task}]}
+    with pytest.raises(SettingsError, match=rf"requests\.format: 'text' is no request of {task}; allowed: json"):
+        Ensemble(EnsembleSettings.model_validate(settings))
+
+
+def test_a_query_counts_once(ask: Ask) -> None:
+    """Of the 1 MiB that a request may have."""
+    answer = ask({"query": "a" * 20_000, "passages": ["b"] * 60}, RANKING)
+    assert len(answer.outputs["m0"]) == 60
+
+
+def test_vectors_of_each_token_of_a_book_are_refused_before_they_are_made(ask: Ask) -> None:
+    """1.4 million numbers: 58,333 tokens of 24."""
+    answer = ask({"text": "a " * 60_000}, ("feature-extraction", "classes", {}))
+    assert answer.reason == "result_too_large"
+    assert answer.error.endswith(" tokens, of which feature-extraction answers a vector each; allowed here: 58333")
+
+
+def test_float16_has_no_infinity() -> None:
+    task = SentenceEmbedding(width=2, normalize=False, precision="float16")
+    assert task(np.array([[1e5, -1e9]])) == [[65504.0, -65504.0]]
