@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
+from pipeline.clients import admin
 from pipeline.metrics import WorkerMetrics
 from pipeline.mock_cluster import EmbeddedBroker
+from pipeline.reach import fit_to_broker
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.work import WorkerState, work
 
@@ -84,7 +86,8 @@ class RunningWorker:
 
 @contextmanager
 def running(settings: EnsembleSettings, *, fused: bool = False) -> Iterator[list[RunningWorker]]:
-    """The stages of an ensemble at work: three workers, or a fused one."""
+    """The stages of an ensemble at work: three workers, or a fused one. Fit to the broker, as `penstock run` is."""
+    settings = fit_to_broker(settings, admin(settings.kafka.client_settings()))
     workers = [RunningWorker(settings, stages) for stages in ([STAGES] if fused else [[stage] for stage in STAGES])]
     try:
         yield workers
