@@ -42,13 +42,10 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PooledOutput:
-    """One named vector a text: its hidden states pooled, then normalised to length 1 if wanted, then the head's.
-    `logits` says that the vector is of logits without a head of ours."""
+class _Output:
+    """`logits` says that the vector is of logits without a head of ours."""
 
     name: str
-    pooling: Pooling
-    normalize: bool
     head: Head | None = None
     logits: bool = False
 
@@ -59,17 +56,16 @@ class PooledOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenOutput:
-    """One named vector a token: its hidden state, then the head's. `logits` as of a PooledOutput."""
+class PooledOutput(_Output):
+    """One named vector a text: its hidden states pooled, then normalised to length 1 if wanted, then the head's."""
 
-    name: str
-    head: Head | None = None
-    logits: bool = False
+    pooling: Pooling
+    normalize: bool
 
-    @property
-    def are_logits(self) -> bool:
-        """Whether its numbers are logits."""
-        return self.logits or self.head is not None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput(_Output):
+    """One named vector a token: its hidden state, then the head's."""
 
 
 ModelOutput = PooledOutput | TokenOutput

@@ -36,12 +36,14 @@ def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
 
 def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
     """Requests to packs, by the ensemble's tokenizer. Raises UserError."""
+    tokenizer = open_tokenizer(settings)
+    tasks = model_tasks(settings)
     return TokenizeStage(
-        open_tokenizer(settings),
+        tokenizer,
         request_format=settings.requests.format,
         max_text_bytes=settings.requests.max_text_bytes,
-        tasks=model_tasks(settings),
-        most_tokens=most_tokens(settings),
+        tasks=tasks,
+        most_tokens=most_tokens(settings, tasks),
     )
 
 

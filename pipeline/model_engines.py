@@ -90,14 +90,12 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
     with blaming(settings, "models", index, "onnx" if model.plan is None else "plan"):
         if task == "token-classification":
             return user_models.token_logits_output(model, config, found)
+        if task in ("feature-extraction", "sentence-embedding") and model.plan is not None:
+            user_models.check_plan_width(config, found)
         if task == "feature-extraction":
-            if model.plan is not None:
-                user_models.check_plan_width(config, found)
             return user_models.token_output(model, found)
         if task != "sentence-embedding" and head is None:
             return user_models.logits_output(model, config, found)
-        if task == "sentence-embedding" and model.plan is not None:
-            user_models.check_plan_width(config, found)
         pooling, normalize = pooling_of(model, config)
         output = user_models.vector_output(model, config, found, pooling=pooling, normalize=normalize, head=head)
     with blaming(settings, "models", index, "head"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +46,15 @@ def model_tasks(settings: EnsembleSettings) -> list[Task]:
     return tasks
 
 
-def most_tokens(settings: EnsembleSettings) -> int:
-    """Of a text, where each token's vector is answered: more would be a larger result than Kafka takes."""
-    found = [sys.maxsize]
-    for index, model in enumerate(settings.models):
-        config = model_config(settings, index)
-        if task_of(model, config) == "feature-extraction":
-            found.append(_MOST_NUMBERS // _width(settings, index, config))
-    return min(found)
+def most_tokens(settings: EnsembleSettings, tasks: Sequence[Task]) -> int:
+    """Of a text, where each token's vector is answered: more would be a larger result than Kafka takes. `tasks` are
+    the models'."""
+    widths = [
+        _width(settings, index, model_config(settings, index))
+        for index, task in enumerate(tasks)
+        if task == "feature-extraction"
+    ]
+    return _MOST_NUMBERS // max(widths) if widths else sys.maxsize
 
 
 def model_task(settings: EnsembleSettings, index: int) -> AnyTask:

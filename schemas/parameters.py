@@ -6,12 +6,14 @@ They hold for every model of the ensemble whose task knows them, in place of wha
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from schemas.errors import BadRecord, Reason
+
+Value = TypeVar("Value")
 
 # A pack takes no larger number than 64 bits hold; nobody has so many labels.
 _MOST = 2**31 - 1
@@ -46,6 +48,14 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     def names(self) -> list[str]:
         """Of those that are set."""
         return [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
+
+
+NOTHING_ASKED = Parameters()
+
+
+def asked_or(value: Value | UnsetType, default: Value) -> Value:
+    """A parameter, or what the ensemble file says where the request says nothing."""
+    return default if value is UNSET else value
 
 
 # Of each task.

@@ -14,11 +14,11 @@ from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta
+from msgspec import Meta
 
 from schemas.errors import BadRecord, Reason
 from schemas.headers import CLOUDEVENTS_ID
-from schemas.parameters import Parameters
+from schemas.parameters import NOTHING_ASKED, Parameters, asked_or
 from schemas.records import Headers, InputRecord, Source
 
 RequestFormat = Literal["json", "text"]
@@ -168,8 +168,7 @@ def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
         case RankingRequest():
             return [(body.query, passage) for passage in body.passages], None
         case ZeroShotRequest():
-            asked = UNSET if body.parameters is None else body.parameters.hypothesis_template
-            template = HYPOTHESIS_TEMPLATE if asked is UNSET else asked
+            template = asked_or((body.parameters or NOTHING_ASKED).hypothesis_template, HYPOTHESIS_TEMPLATE)
             if "{}" not in template:
                 message = "parameters.hypothesis_template: has no {}, where the label goes"
                 raise BadRecord(Reason.BAD_REQUEST, message)

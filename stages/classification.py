@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.parameters import Parameters, ScoreFunction
+from schemas.parameters import Parameters, ScoreFunction, asked_or
 from schemas.results import Label, Output
-
-NOTHING_ASKED = Parameters()
+from stages.tasks import answers_as_asked
 
 
 class TextClassification:
@@ -38,20 +36,12 @@ class TextClassification:
     def __call__(self, rows: NDArray[np.float64], asked: Sequence[Parameters | None] = ()) -> list[Output]:
         if rows.shape[1] != len(self._labels):
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
-        if not any(asked):
-            return self._answers(rows, NOTHING_ASKED)
-        return [
-            answer
-            for text, parameters in enumerate(asked)
-            for answer in self._answers(rows[text : text + 1], parameters or NOTHING_ASKED)
-        ]
+        return answers_as_asked(rows, asked, self._answers)
 
     def _answers(self, rows: NDArray[np.float64], asked: Parameters) -> list[Output]:
-        function = self._function if asked.function_to_apply is UNSET else asked.function_to_apply
-        top_k = self._top_k if asked.top_k is UNSET else asked.top_k
-        threshold = self._threshold if asked.threshold is UNSET else asked.threshold
-        scores = SCORES[function](rows)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        threshold = asked_or(asked.threshold, self._threshold)
+        scores = SCORES[asked_or(asked.function_to_apply, self._function)](rows)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : asked_or(asked.top_k, self._top_k)]
         chosen = np.take_along_axis(scores, best, axis=1)
         return [
             [

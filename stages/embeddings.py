@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.parameters import EmbeddingPrecision, Parameters
+from schemas.parameters import EmbeddingPrecision, Parameters, asked_or
 from schemas.results import Output
+from stages.tasks import answers_as_asked
 
 # Finer than float32 at the size of a normalised vector's numbers (2**-24 of 0.05 is 3e-9), and half the JSON of the
 # shortest float64.
-_DECIMALS = 8
+DECIMALS = 8
 
 
 class SentenceEmbedding:
@@ -50,16 +50,10 @@ class SentenceEmbedding:
             raise BadRecord(Reason.BAD_PACK, f"a vector of {rows.shape[1]} numbers, the model's has {self._width}")
         if self._normalize:
             rows = _unit(rows)
-        if not any(asked):
-            return self._answers(rows, Parameters())
-        return [
-            answer
-            for text, parameters in enumerate(asked)
-            for answer in self._answers(rows[text : text + 1], parameters or Parameters())
-        ]
+        return answers_as_asked(rows, asked, self._answers)
 
     def _answers(self, rows: NDArray[np.float64], asked: Parameters) -> list[Output]:
-        kept = self._truncate_dim if asked.truncate_dim is UNSET else asked.truncate_dim
+        kept = asked_or(asked.truncate_dim, self._truncate_dim)
         if kept is not None and kept > self._width:
             raise BadRecord(
                 Reason.BAD_REQUEST, f"parameters.truncate_dim: {kept}; the model's vectors have {self._width} numbers"
@@ -69,19 +63,18 @@ class SentenceEmbedding:
                 Reason.BAD_REQUEST, "parameters.normalize: false; the model's own vectors have length 1: leave it out"
             )
         rows = rows[:, :kept]
-        if self._renormalize if asked.normalize is UNSET else asked.normalize:
+        if asked_or(asked.normalize, self._renormalize):
             rows = _unit(rows)
-        vectors = self._in_bits(rows, self._precision if asked.precision is UNSET else asked.precision)
-        return [*vectors]
+        return [*self._in_bits(rows, asked_or(asked.precision, self._precision))]
 
     def _in_bits(self, rows: NDArray[np.float64], precision: EmbeddingPrecision) -> list[list[float]]:
         numbers: list[list[float]]
         match precision:
             case "float32":
-                numbers = rows.round(_DECIMALS).tolist()
+                numbers = rows.round(DECIMALS).tolist()
             case "float16":
                 most = float(np.finfo(np.float16).max)
-                numbers = rows.clip(-most, most).astype(np.float16).astype(np.float64).round(_DECIMALS).tolist()
+                numbers = rows.clip(-most, most).astype(np.float16).astype(np.float64).round(DECIMALS).tolist()
             case "binary":
                 # ubinary - 128, as sentence-transformers has it, and not its two's complement.
                 numbers = (np.packbits(rows > 0, axis=1).astype(np.int16) - 128).tolist()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineBusy, EngineError, EngineLost
-from engines.rows import Engine, PackedRows, one_token, tokens_of_texts
+from engines.rows import Engine, one_token, tokens_of_texts
 from schemas.errors import BadRecord, Reason
 from stages.blame import stage_failed, told
 from stages.packing import RowGroup, pack_rows
@@ -29,6 +29,10 @@ from stages.packing import RowGroup, pack_rows
 # Between asking a busy engine again. Together 3 s: what holds a device that others use too is a batch of theirs, tens
 # of milliseconds, or a model being loaded, seconds; a poll loop counts as stuck after 30 s.
 _BUSY_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+# An output of N windows: (N, W), or of tokens (tokens, W) of each.
+_OfWindows = NDArray[np.float32] | list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class EncodeStage:
         except Exception as err:
             raise EngineError(f"fails whatever the text: {told(err)}") from err
         for name, rows in self._checked(answers, group).items():
-            if not self._finite(name, rows, group.rows).all():
+            if not _finite(rows).all():
                 raise EngineError(f"{name} is not finite, whatever the text: are the model's weights sound?")
 
     def _run(self, group: RowGroup, batch: _Batch) -> None:
@@ -148,15 +152,13 @@ class EncodeStage:
             suspects, error = group.windows, stage_failed(err)
         else:
             computed = self._checked(answers, group)
-            finite = {name: self._finite(name, rows, group.rows) for name, rows in computed.items()}
+            finite = {name: _finite(rows) for name, rows in computed.items()}
             sound = np.logical_and.reduce(list(finite.values()))
             for name, rows in computed.items():
-                if name not in self._of_tokens:
+                if isinstance(rows, np.ndarray):
                     batch.outputs[name][group.windows] = np.where(sound[:, np.newaxis], rows, 0)
                     continue
-                for window, is_sound, tokens in zip(
-                    group.windows, sound, tokens_of_texts(rows, group.rows), strict=True
-                ):
+                for window, is_sound, tokens in zip(group.windows, sound, rows, strict=True):
                     batch.of_tokens[name][window] = tokens.copy() if is_sound else np.zeros_like(tokens)
             suspects = [window for window, is_sound in zip(group.windows, sound, strict=True) if not is_sound]
             names = ", ".join(name for name, each in finite.items() if not each.all())
@@ -188,20 +190,14 @@ class EncodeStage:
                 self._sleep(wait_s)
         return answers
 
-    def _checked(
-        self, answers: Sequence[Mapping[str, NDArray[np.float32]]], group: RowGroup
-    ) -> dict[str, NDArray[np.float32]]:
-        computed = {name: rows for answer in answers for name, rows in answer.items()}
-        for name, rows in computed.items():
-            shape = group.rows.input_ids.shape if name in self._of_tokens else group.rows.row.shape
+    def _checked(self, answers: Sequence[Mapping[str, NDArray[np.float32]]], group: RowGroup) -> dict[str, _OfWindows]:
+        computed: dict[str, _OfWindows] = {}
+        for name, rows in ((name, rows) for answer in answers for name, rows in answer.items()):
+            of_tokens = name in self._of_tokens
+            shape = group.rows.input_ids.shape if of_tokens else group.rows.row.shape
             assert rows.shape == (*shape, self._widths[name]), "an engine answers each window once"
+            computed[name] = tokens_of_texts(rows, group.rows) if of_tokens else rows
         return computed
-
-    def _finite(self, name: str, rows: NDArray[np.float32], packed: PackedRows) -> NDArray[np.bool_]:
-        """Which of the windows have finite numbers only, (N,)."""
-        if name not in self._of_tokens:
-            return np.asarray(np.isfinite(rows).all(axis=1))
-        return np.array([np.isfinite(tokens).all() for tokens in tokens_of_texts(rows, packed)])
 
     def _pack_some(self, windows: Sequence[NDArray[np.int32]], chosen: Sequence[int]) -> list[RowGroup]:
         """Rows of the chosen windows, which keep their index."""
@@ -216,3 +212,10 @@ class EncodeStage:
             f"a window of {len(window)} tokens, the models read {self._max_length}: "
             "do all stages run the same ensemble file?",
         )
+
+
+def _finite(rows: _OfWindows) -> NDArray[np.bool_]:
+    """Which of the windows have finite numbers only, (N,)."""
+    if isinstance(rows, np.ndarray):
+        return np.asarray(np.isfinite(rows).all(axis=1))
+    return np.array([np.isfinite(tokens).all() for tokens in rows])

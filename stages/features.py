@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText
 from schemas.results import Output
-
-# As of embeddings: finer than float32 at the size of a hidden state's numbers, and half the JSON.
-_DECIMALS = 8
+from stages.embeddings import DECIMALS
 
 
 class FeatureExtraction:
@@ -27,5 +25,5 @@ class FeatureExtraction:
     ) -> Output:
         if rows.shape[1] != self._width:
             raise BadRecord(Reason.BAD_PACK, f"a token of {rows.shape[1]} numbers, the model's have {self._width}")
-        features: list[list[float]] = rows.round(_DECIMALS).tolist()
+        features: list[list[float]] = rows.round(DECIMALS).tolist()
         return features

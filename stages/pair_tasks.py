@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText
-from schemas.parameters import Parameters, ScoreFunction
+from schemas.parameters import NOTHING_ASKED, ScoreFunction, asked_or
 from schemas.results import Output, Ranked, ZeroShot
-from stages.classification import NOTHING_ASKED, SCORES, softmax
+from stages.classification import SCORES, softmax
 
 
 class TextRanking:
@@ -28,10 +27,8 @@ class TextRanking:
         if rows.shape[1] != 1:
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits where a ranking model has 1")
         asked = text.parameters or NOTHING_ASKED
-        function = self._function if asked.function_to_apply is UNSET else asked.function_to_apply
-        top_k = self._top_k if asked.top_k is UNSET else asked.top_k
-        scores = SCORES[function](rows)[:, 0]
-        best = np.argsort(-scores, kind="stable")[:top_k]
+        scores = SCORES[asked_or(asked.function_to_apply, self._function)](rows)[:, 0]
+        best = np.argsort(-scores, kind="stable")[: asked_or(asked.top_k, self._top_k)]
         return [Ranked(place, score) for place, score in zip(best.tolist(), scores[best].tolist(), strict=True)]
 
 
@@ -43,12 +40,11 @@ class ZeroShotClassification:
     entailment against its contradiction.
     """
 
-    def __init__(self, labels: Sequence[str], *, multi_label: bool = False) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
         self._entailment = entailment_of(labels)
         # As transformers chooses it.
         self._contradiction = -1 if self._entailment == 0 else 0
         self._width = len(labels)
-        self._multi_label = multi_label
 
     def of_pairs(self, rows: NDArray[np.float64], text: PackedText) -> Output:
         if rows.shape[1] != self._width:
@@ -56,9 +52,8 @@ class ZeroShotClassification:
         [sequence, *labels] = text.echo or [""]
         if len(labels) != len(rows):
             raise BadRecord(Reason.BAD_PACK, f"{len(labels)} candidate labels and {len(rows)} pairs")
-        asked = text.parameters or Parameters()
-        multi_label = self._multi_label if asked.multi_label is UNSET else asked.multi_label
-        if multi_label or len(labels) == 1:
+        asked = text.parameters or NOTHING_ASKED
+        if asked_or(asked.multi_label, False) or len(labels) == 1:
             scores = softmax(rows[:, [self._contradiction, self._entailment]])[:, 1]
         else:
             scores = softmax(rows[:, self._entailment])

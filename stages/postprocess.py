@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.packs import EncodedOutput, EncodingPack, PackedText, source_of
+from schemas.packs import EncodedOutput, EncodingPack, PackedText, source_of, split_rows
 from schemas.results import Output, Result
 from stages.blame import answer_apart
 from stages.tasks import AnyTask, PairsTask, TokensTask, join_windows, of_each_text
@@ -102,7 +102,7 @@ def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
     """Which of the pack's tokens are each text's, once each; empty where nothing is known of them."""
     if not pack.details:
         return []
-    windows = np.split(pack.token_details(), np.cumsum(pack.chunk_lengths())[:-1])
+    windows = split_rows(pack.token_details(), pack.chunk_lengths())
     once: list[NDArray[np.intp]] = []
     first_window = first_token = 0
     for text in pack.texts:

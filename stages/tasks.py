@@ -8,14 +8,14 @@ is taken from one window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.packs import PackedText
-from schemas.parameters import Parameters
+from schemas.packs import PackedText, split_rows
+from schemas.parameters import NOTHING_ASKED, Parameters
 from schemas.results import Output
 
 
@@ -46,6 +46,21 @@ class TokensTask(Protocol):
 AnyTask = Task | PairsTask | TokensTask
 
 
+def answers_as_asked(
+    rows: NDArray[np.float64],
+    asked: Sequence[Parameters | None],
+    answers: Callable[[NDArray[np.float64], Parameters], list[Output]],
+) -> list[Output]:
+    """What `answers` makes of the rows (texts, W): of all at once where nothing is asked, else of each by itself."""
+    if not any(asked):
+        return answers(rows, NOTHING_ASKED)
+    return [
+        answer
+        for text, parameters in enumerate(asked)
+        for answer in answers(rows[text : text + 1], parameters or NOTHING_ASKED)
+    ]
+
+
 def join_windows(rows: NDArray[np.float32], lengths: NDArray[np.int32], chunks: list[int]) -> NDArray[np.float64]:
     """(windows, W) -> (texts, W): the mean over each text's windows, weighted by their tokens.
 
@@ -62,5 +77,4 @@ def join_windows(rows: NDArray[np.float32], lengths: NDArray[np.int32], chunks: 
 
 def of_each_text(rows: NDArray[np.float32], chunks: list[int]) -> list[NDArray[np.float64]]:
     """(pairs, W) -> the rows of each text, (its pairs, W)."""
-    ends = np.cumsum(chunks).tolist()
-    return [rows[start:end].astype(np.float64) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [each.astype(np.float64) for each in split_rows(rows, chunks)]

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import SPECIAL, PackedText
-from schemas.parameters import AggregationStrategy, Parameters
+from schemas.parameters import NOTHING_ASKED, AggregationStrategy, asked_or
 from schemas.results import Entity, EntityGroup, Output
 from stages.classification import softmax
 from stages.token_words import TokenWords
@@ -54,9 +53,9 @@ class TokenClassification:
     def of_tokens(self, rows: NDArray[np.float64], details: NDArray[np.int32], text: PackedText) -> Output:
         if rows.shape[1] != len(self._labels):
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
-        asked = text.parameters or Parameters()
-        strategy = self._strategy if asked.aggregation_strategy is UNSET else asked.aggregation_strategy
-        ignored = _IGNORED if asked.ignore_labels is UNSET else asked.ignore_labels
+        asked = text.parameters or NOTHING_ASKED
+        strategy = asked_or(asked.aggregation_strategy, self._strategy)
+        ignored = asked_or(asked.ignore_labels, _IGNORED)
         if not text.echo or len(text.echo) != 1:
             raise BadRecord(Reason.BAD_PACK, "the pack has not the text itself: do all stages run the same file?")
         [sentence] = text.echo
