@@ -124,6 +124,24 @@ def wrapped(tokenizer: Tokenizer, kind: str) -> transformers.PreTrainedTokenizer
     )
 
 
+def family_tokenizer(family: str, corpus: list[str]) -> tuple[Tokenizer, transformers.PreTrainedTokenizerFast]:
+    """As the tokenizers library has it, and as transformers has it."""
+    name, kind, _ = FAMILIES[family]
+    raw = tokenizer_of(kind, corpus)
+    tokenizer = wrapped(raw, kind)
+    if name == "DistilBert":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return raw, tokenizer
+
+
+def keep(model: Any, key: str, tensors: dict[str, np.ndarray], configs: dict[str, Any]) -> None:
+    """Its config, and its weights under `key`."""
+    configs[key] = json.loads(model.config.to_json_string()) | {"architectures": [type(model).__name__]}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensors[f"{key}/{name}"] = tensor.numpy().copy()
+
+
 def make_decisive(model: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> None:
     """Make its decisions differ."""
     with torch.no_grad():
@@ -158,12 +176,9 @@ def main() -> None:
     configs: dict[str, Any] = {}
     tokenizers: dict[str, str] = {}
     answers: dict[str, Any] = {}
-    for family, (name, kind, sizes) in FAMILIES.items():
-        raw = tokenizer_of(kind, corpus)
+    for family, (name, _, sizes) in FAMILIES.items():
+        raw, tokenizer = family_tokenizer(family, corpus)
         tokenizers[family] = raw.to_str()
-        tokenizer = wrapped(raw, kind)
-        if name == "DistilBert":
-            tokenizer.model_input_names = ["input_ids", "attention_mask"]
         special = {"pad_token_id": tokenizer.pad_token_id}
         for head, labels in HEADS.items():
             config = getattr(transformers, f"{name}Config")(
@@ -176,10 +191,7 @@ def main() -> None:
             model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
             make_decisive(model, tokenizer, pairs[:100])
             key = f"{family}-{head}"
-            configs[key] = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
-            for tensor_name, tensor in model.state_dict().items():
-                if tensor.is_floating_point():
-                    tensors[f"{key}/{tensor_name}"] = tensor.numpy().copy()
+            keep(model, key, tensors, configs)
             if head == "classes":
                 pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
                 for function in ("softmax", "sigmoid", "none"):

@@ -22,7 +22,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from tests.tasks.make_task_references import FAMILIES, HARD, texts, tokenizer_of, wrapped
+from tests.tasks.make_task_references import FAMILIES, HARD, family_tokenizer, keep, texts
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -55,12 +55,9 @@ def main() -> None:
     configs: dict[str, Any] = {}
     tokenizers: dict[str, str] = {}
     answers: dict[str, Any] = {}
-    for family, (name, kind, sizes) in FAMILIES.items():
-        raw = tokenizer_of(kind, corpus)
+    for family, (name, _, sizes) in FAMILIES.items():
+        raw, tokenizer = family_tokenizer(family, corpus)
         tokenizers[family] = raw.to_str()
-        tokenizer = wrapped(raw, kind)
-        if name == "DistilBert":
-            tokenizer.model_input_names = ["input_ids", "attention_mask"]
         config = getattr(transformers, f"{name}Config")(
             **sizes,
             pad_token_id=tokenizer.pad_token_id,
@@ -70,10 +67,7 @@ def main() -> None:
         )
         model = getattr(transformers, f"{name}ForTokenClassification")(config).eval()
         make_decisive(model, tokenizer, corpus[:100])
-        configs[family] = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
-        for tensor_name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensors[f"{family}/{tensor_name}"] = tensor.numpy().copy()
+        keep(model, family, tensors, configs)
         extract = transformers.pipeline("feature-extraction", model=model.base_model, tokenizer=tokenizer, device="cpu")
         features = [np.array(extract(text, truncation=True)[0], np.float32) for text in chosen]
         tensors[f"features/{family}"] = np.concatenate(features)[:, :FEATURE_NUMBERS].copy()
