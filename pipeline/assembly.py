@@ -44,6 +44,8 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
         max_text_bytes=settings.requests.max_text_bytes,
         tasks=tasks,
         most_tokens=most_tokens(settings, tasks),
+        deadline_ms=settings.requests.deadline_ms,
+        lanes=[*settings.batching.lanes],
     )
 
 

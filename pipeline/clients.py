@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, ShareConsumer, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    ShareConsumer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import UserError
@@ -200,7 +209,9 @@ def input_record(message: Message) -> InputRecord:
     except SystemError:  # confluent-kafka 2.16: the name of a header is not UTF-8
         flaw = "the name of a header is not UTF-8, so that none of them could be read"
         return InputRecord(source, message.key(), message.value(), [], flaw)
-    return InputRecord(source, message.key(), message.value(), headers)
+    kind, written_ms = message.timestamp()
+    known_ms = None if kind == TIMESTAMP_NOT_AVAILABLE else written_ms
+    return InputRecord(source, message.key(), message.value(), headers, None, known_ms)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 from pipeline.model_tasks import model_tasks
 from pipeline.settings import EnsembleSettings
 from schemas.errors import Reason
-from schemas.headers import header_names
+from schemas.headers import CLOUDEVENTS_ID, header_names
 from schemas.json_schema import request_schema, result_schema
+from schemas.urgency import EXPIRY_TIME, FINAL, LANE, REVISION, UTTERANCE
 
 Document = dict[str, Any]
 
@@ -81,9 +82,12 @@ def asyncapi(settings: EnsembleSettings) -> Document:
         },
         "components": {
             "messages": {
-                "request": {"contentType": "text/plain", "payload": {"type": "string"}}
-                if text
-                else {"payload": request_schema(tasks.values())},
+                "request": {"headers": _request_headers(settings)}
+                | (
+                    {"contentType": "text/plain", "payload": {"type": "string"}}
+                    if text
+                    else {"payload": request_schema(tasks.values())}
+                ),
                 "result": {"payload": result_schema(tasks)},
                 "deadLetter": {
                     "contentType": "application/octet-stream",
@@ -102,6 +106,21 @@ def asyncapi(settings: EnsembleSettings) -> Document:
     # Each part for itself: YAML would name the second of two that are one, and refer to the first.
     copied: Document = json.loads(json.dumps(document))
     return copied
+
+
+def _request_headers(settings: EnsembleSettings) -> Document:
+    """Those that are read; any others come back too."""
+    return {
+        "type": "object",
+        "properties": {
+            CLOUDEVENTS_ID: {"type": "string"},
+            EXPIRY_TIME: {"type": "string", "format": "date-time"},
+            UTTERANCE: {"type": "string"},
+            REVISION: {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            FINAL: {"enum": ["true", "false"]},
+            LANE: {"enum": [*settings.batching.lanes]},
+        },
+    }
 
 
 def _reference(kind: str, name: str) -> dict[str, str]:

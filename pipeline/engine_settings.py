@@ -14,6 +14,7 @@ from engines.lanes import LANES_PER_INSTANCE
 from engines.precision import Precision
 from pipeline.ensemble_file import FilePath, Section
 from pipeline.mistakes import Contradictions
+from pipeline.names import Name
 
 # They compute in each other's gaps.
 _GPU_INSTANCES = 2
@@ -54,6 +55,11 @@ class BatchingSettings(Section):
     row_length: int = Field(default=64, ge=8, le=32_768)
     """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128), on a GPU 128 (12 %
     faster than 256)."""
+
+    lanes: Mapping[Name, Annotated[int, Field(ge=1, le=1_000)]] = Field(default={"default": 1}, min_length=1)
+    """Lanes of the encode stage's queue and their weights, such as `{interactive: 8, bulk: 1}`. A request's header
+    `penstock.lane` names its lane, the first is for those that name none. While all have something waiting each gets
+    its weight's share of the tokens; what a lane leaves is the others'."""
 
     max_in_flight_tokens: int = Field(default=65_536, ge=8, le=1 << 30)
     """Tokens that a worker has read and not yet delivered. Above it partitions are paused, below half of it

@@ -152,7 +152,7 @@ class Ensemble:
 
     def _encode_pack(self, pack: TokenPack) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
         batching = self.settings.batching
-        progress = PackInProgress(pack)
+        progress = PackInProgress(pack, self)
         batches = cut(
             [len(window) for window in progress.windows],
             max_batch_size=batching.max_batch_size,

@@ -102,7 +102,7 @@ class PackIntake(Generic[Pack]):
         return Unit(
             line=line,
             records=group.records,
-            texts=len(pack.texts),
+            texts=len(pack.texts) + len(pack.closed),
             tokens_in_flight=int(pack.chunk_lengths().sum()),
             read_ms=read_ms,
             tokens=pack if isinstance(pack, TokenPack) else None,

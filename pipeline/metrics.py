@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from pipeline.triton_metrics import TritonCollector
 from schemas.errors import Reason
+from schemas.urgency import Unanswered
 
 _TOKEN_BUCKETS = tuple(1 << power for power in range(5, 17))  # 32 to 65,536
 _WINDOW_BUCKETS = tuple(1 << power for power in range(11))  # 1 to 1,024
@@ -43,6 +44,7 @@ class WorkerMetrics:
         self.tokens = self._counter("tokens", "Real tokens that were computed", stage)
         self.padded_tokens = self._counter("padded_tokens", "Tokens that were computed, padding included", stage)
         self.expired = self._counter("expired", "Texts whose deadline had passed", stage)
+        self.superseded = self._counter("superseded", "Texts that a newer revision took the place of", stage)
         self.dead_letters = self._counter("dead_letters", "Records that became dead letters", ("stage", "reason"))
         self.records_lost = self._counter("records_lost", "Times that retention deleted unread records", stage)
         self.delivery_failures = self._counter("delivery_failures", "Records that a broker did not take", stage)
@@ -81,7 +83,10 @@ class StageMetrics:
         self._labels = labels = (worker.ensemble, stage)
         self._tokens = worker.tokens.labels(*labels)
         self._padded_tokens = worker.padded_tokens.labels(*labels)
-        self._expired = worker.expired.labels(*labels)
+        self._unanswered: dict[Unanswered, Counter] = {
+            "expired": worker.expired.labels(*labels),
+            "superseded": worker.superseded.labels(*labels),
+        }
         self._records_lost = worker.records_lost.labels(*labels)
         self._delivery_failures = worker.delivery_failures.labels(*labels)
         self._in_flight_tokens = worker.in_flight_tokens.labels(*labels)
@@ -147,9 +152,9 @@ class StageMetrics:
         self._worker.dead_letters.labels(*self._labels, reason).inc()
         self._triton.fail(self._stage, reason)
 
-    def expired(self, texts: int = 1) -> None:
-        """Texts were answered as expired, not computed."""
-        self._expired.inc(texts)
+    def unanswered(self, why: Unanswered, texts: int = 1) -> None:
+        """Texts were not computed."""
+        self._unanswered[why].inc(texts)
 
     def records_lost(self) -> None:
         """The topic no longer had what was to be read next; how many records that were nobody knows."""

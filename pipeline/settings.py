@@ -45,6 +45,17 @@ class RequestSettings(Section):
     up to 16 MiB: 4 MiB of nothing but punctuation, a token a byte, are 19,000 windows, of 1.5 KB at 384 numbers a
     vector. Its reason is `result_too_large`."""
 
+    deadline_ms: int | None = Field(default=None, ge=1, le=1 << 40)
+    """How long after it was written, by its record's time, a request is worth an answer; null: for ever. One that waits
+    longer is not computed, at whichever stage it is, and its result has no outputs and says
+    `"unanswered": "expired"`. A request's header `ce_expirytime` (RFC 3339) says it of one request; the earlier
+    counts."""
+
+    answer_superseded: bool = False
+    """Whether a revision of an utterance that a newer one took the place of, while it waited for the engine, is
+    answered too: without outputs, and with `"unanswered": "superseded"`. Revisions are told by headers:
+    `penstock.utterance`, `penstock.revision` and `penstock.final`."""
+
 
 class TopicSettings(Section):
     """The ensemble's topics. All have the same number of partitions: a record keeps its partition to the end."""

@@ -12,26 +12,29 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from pipeline.clock import now_ms
+from pipeline.clock import now_ms, wall_ms
 from pipeline.dead_letters import DeadLetters
 from pipeline.deadline import Deadline
 from pipeline.lines import Unit
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord
-from schemas.packs import source_of
+from schemas.packs import ClosedText, PackedText, source_of
 from schemas.records import OutputRecord
-from schemas.results import encode_result
+from schemas.results import Result, encode_result
 from stages.blame import answer_apart
 from stages.encode import EncodeStage
 from stages.microbatcher import MicroBatch, MicroBatcher
 from stages.pack_in_progress import PackInProgress
-from stages.postprocess import PostprocessStage
+from stages.postprocess import PostprocessStage, unanswered, without_expired
 from stages.tokenize import TokenizeStage
+from stages.window_queue import Window, WindowQueue
 
 Next = Callable[[Unit], None]
 OnFailure = Callable[[BaseException], None]
+
+_Taken = tuple[MicroBatch[Window[Unit]], list[PackInProgress[Unit]]]
 
 # Units that one call of the tokenizer takes at most: 1,024 texts keep its threads busy.
 _TOKENIZE_UNITS = 16
@@ -148,11 +151,13 @@ class TokenizeStep:
         dead_letters: DeadLetters,
         metrics: StageMetrics,
         threads: int = 1,
+        clock_ms: Callable[[], float] = wall_ms,
     ) -> None:
         self._stage = stage
         self._then = then
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._clock_ms = clock_ms
         self._thread = _UnitThread(
             "tokenize", self._tokenize, at_most=_TOKENIZE_UNITS, on_failure=on_failure, threads=threads
         )
@@ -168,10 +173,12 @@ class TokenizeStep:
 
     def _tokenize(self, units: Sequence[Unit]) -> None:
         started_ms = now_ms()
-        packs = self._stage([unit.records for unit in units])
+        packs = self._stage([unit.records for unit in units], now_ms=self._clock_ms())
         computed_ms = now_ms()
         for unit, (pack, rejected) in zip(units, packs, strict=True):
             unit.tokens = pack
+            if pack is not None and pack.closed:
+                self._metrics.unanswered("expired", len(pack.closed))
             unit.outputs.extend(self._dead_letters.of_record(each.record, each.error) for each in rejected)
             self._metrics.stage_done(
                 texts=len(unit.records),
@@ -181,50 +188,44 @@ class TokenizeStep:
             self._then(unit)
 
 
-class Window(NamedTuple):
-    """One window of a unit's pack, as it waits in the micro-batcher."""
-
-    unit: Unit
-    pack: PackInProgress
-    place: int
-
-
 class EncodeStep:
     """Token packs to encodings: windows of all units share micro-batches, a thread for each instance computes them."""
 
     def __init__(
         self,
         stage: EncodeStage,
-        batcher: MicroBatcher[Window],
+        batcher: MicroBatcher[Window[Unit]],
         *,
         then: Next,
         on_failure: OnFailure,
         dead_letters: DeadLetters,
         metrics: StageMetrics,
         threads: int,
+        lanes: Sequence[str] = ("default",),
         clock_ms: Callable[[], float] = now_ms,
+        wall_clock_ms: Callable[[], float] = wall_ms,
     ) -> None:
         self._stage = stage
-        self._batcher = batcher
+        self._queue = WindowQueue(batcher, on_closed=metrics.unanswered, lanes=lanes)
         self._then = then
         self._losses = _Losses("encode", dead_letters, then=then, on_failure=on_failure, threads=threads)
         self._metrics = metrics
         self._changed = threading.Condition()
         self._closing = False
         self._clock_ms = clock_ms
+        self._wall_ms = wall_clock_ms
         self._threads = _start("encode", threads, self._run, on_failure)
 
     def submit(self, unit: Unit) -> None:
         if unit.tokens is None:
             self._then(unit)
             return
-        pack = PackInProgress(unit.tokens)
-        added_ms = self._clock_ms()
+        pack = PackInProgress(unit.tokens, unit)
         with self._changed:
-            for place, window in enumerate(pack.windows):
-                self._batcher.add(Window(unit, pack, place), len(window), added_ms)
-            self._metrics.pending(len(self._batcher))
+            complete = self._queue.add(pack, self._clock_ms())
+            self._metrics.pending(len(self._queue))
             self._changed.notify()
+        self._finish(complete)
 
     def close(self, deadline: Deadline) -> None:
         with self._changed:
@@ -237,32 +238,36 @@ class EncodeStep:
 
     def turn(self) -> bool:
         with self._changed:
-            batch = self._take() if self._batcher.due(self._clock_ms()) else None
-        if batch is None:
+            taken = self._take() if self._queue.due(self._clock_ms()) else None
+        if taken is None:
             return self._losses.turn()
-        self._encode(batch.items, batch.waited_ms)
+        self._encode(*taken)
         return True
 
     def _run(self) -> None:
-        while (batch := self._await_batch()) is not None:
-            self._encode(batch.items, batch.waited_ms)
+        while (taken := self._await_batch()) is not None:
+            self._encode(*taken)
 
-    def _await_batch(self) -> MicroBatch[Window] | None:
+    def _await_batch(self) -> _Taken | None:
         """None when the step is closed."""
         with self._changed:
-            while not self._closing and not self._batcher.due(self._clock_ms()):
-                deadline_ms = self._batcher.next_deadline_ms()
+            while not self._closing and not self._queue.due(self._clock_ms()):
+                deadline_ms = self._queue.next_deadline_ms()
                 self._changed.wait(None if deadline_ms is None else max(0.0, deadline_ms - self._clock_ms()) / 1e3)
             return None if self._closing else self._take()
 
-    def _take(self) -> MicroBatch[Window]:
-        batch = self._batcher.take(self._clock_ms())
-        self._metrics.pending(len(self._batcher))
-        if len(self._batcher):
+    def _take(self) -> _Taken:
+        taken = self._queue.take(self._clock_ms(), self._wall_ms())
+        self._metrics.pending(len(self._queue))
+        if len(self._queue):
             self._changed.notify()
-        return batch
+        return taken
 
-    def _encode(self, items: Sequence[Window], waited_ms: Sequence[float]) -> None:
+    def _encode(self, batch: MicroBatch[Window[Unit]], complete: Sequence[PackInProgress[Unit]]) -> None:
+        self._finish(complete)
+        items = batch.items
+        if not items:
+            return
         started_ms = now_ms()
         windows = [item.pack.windows[item.place] for item in items]
         groups = self._stage.pack(windows)
@@ -270,23 +275,24 @@ class EncodeStep:
         encoded = self._stage(windows, groups)
         computed_ms = now_ms()
         with self._changed:
-            finished = [item for index, item in enumerate(items) if item.pack.put(item.place, encoded, index)]
-        for item in finished:
-            self._finish(item.unit, item.pack)
+            complete = [item.pack for index, item in enumerate(items) if item.pack.put(item.place, encoded, index)]
+        self._finish(complete)
         self._metrics.batch_done(
             windows=len(items),
             tokens=encoded.tokens,
             padded_tokens=encoded.padded_tokens,
-            waited_ms=waited_ms,
+            waited_ms=batch.waited_ms,
             input_ms=packed_ms - started_ms,
             infer_ms=computed_ms - packed_ms,
             output_ms=now_ms() - computed_ms,
         )
 
-    def _finish(self, unit: Unit, pack: PackInProgress) -> None:
-        unit.encodings, lost = pack.encodings()
-        unit.lost = [(source_of(pack.pack, text), text, error) for text, error in lost]
-        self._losses.pass_on(unit)
+    def _finish(self, complete: Sequence[PackInProgress[Unit]]) -> None:
+        for pack in complete:
+            unit = pack.owner
+            unit.encodings, lost = pack.encodings()
+            unit.lost = [(source_of(pack.pack, text), text, error) for text, error in lost]
+            self._losses.pass_on(unit)
 
 
 class PostprocessStep:
@@ -302,9 +308,13 @@ class PostprocessStep:
         dead_letters: DeadLetters,
         metrics: StageMetrics,
         threads: int = 1,
+        answer_superseded: bool = False,
+        clock_ms: Callable[[], float] = wall_ms,
     ) -> None:
         self._stage = stage
         self._results_topic = results_topic
+        self._unanswered = {"expired", "superseded"} if answer_superseded else {"expired"}
+        self._clock_ms = clock_ms
         self._losses = _Losses("postprocess", dead_letters, then=then, on_failure=on_failure, threads=threads)
         self._metrics = metrics
         self._thread = _UnitThread("postprocess", self._take, at_most=1, on_failure=on_failure, threads=threads)
@@ -326,8 +336,10 @@ class PostprocessStep:
             self._losses.pass_on(unit)
 
     def _postprocess(self, unit: Unit, started_ms: float) -> None:
-        pack = unit.encodings
-        assert pack is not None, "only units with encodings come here"
+        assert unit.encodings is not None, "only units with encodings come here"
+        pack, expired = without_expired(unit.encodings, self._clock_ms())
+        if expired:
+            self._metrics.unanswered("expired", expired)
         answers = self._stage(pack)
         computed_ms = now_ms()
         lost = {place: answer for place, answer in enumerate(answers) if isinstance(answer, BadRecord)}
@@ -339,12 +351,19 @@ class PostprocessStep:
             harmless=lambda: encode_result(self._stage.harmless(pack)),
             text_of=lambda result: result.id,
         )
+        records: list[OutputRecord] = []
         for (place, result), value in zip(results.items(), values, strict=True):
             if isinstance(value, BadRecord):
                 lost[place] = value
-                continue
-            text = pack.texts[place]
-            unit.outputs.append(OutputRecord(self._results_topic, text.key, value, text.headers, [result.source]))
+            else:
+                records.append(self._record(pack.texts[place], value, result))
+        if pack.closed:
+            for closed in pack.closed:
+                if closed.why in self._unanswered:
+                    result = unanswered(pack, closed)
+                    records.append(self._record(closed, encode_result(result), result))
+            records.sort(key=lambda record: record.answers[0].offset)
+        unit.outputs.extend(records)
         unit.lost = [(source_of(pack, pack.texts[place]), pack.texts[place], lost[place]) for place in sorted(lost)]
         self._metrics.stage_done(
             texts=len(results),
@@ -352,6 +371,9 @@ class PostprocessStep:
             compute_ms=computed_ms - started_ms,
             output_ms=now_ms() - computed_ms,
         )
+
+    def _record(self, text: PackedText | ClosedText, value: bytes, result: Result) -> OutputRecord:
+        return OutputRecord(self._results_topic, text.key, value, text.headers, [result.source])
 
 
 def _start(name: str, count: int, run: Callable[[], None], on_failure: OnFailure) -> list[threading.Thread]:

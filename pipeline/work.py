@@ -33,7 +33,7 @@ from pipeline.settings import EnsembleSettings, Stage
 from pipeline.share_group import ONE_PACK_A_BATCH
 from pipeline.share_work import share_worker
 from pipeline.share_worker import ShareWorker
-from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep, Window
+from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.transactions import TransactionLane
 from pipeline.worker import OnCommit, OnError, Worker
 from schemas.packs import (
@@ -42,13 +42,14 @@ from schemas.packs import (
     decode_encoding_pack,
     decode_token_pack,
     encode_pack,
-    source_of,
+    sources_of,
 )
 from schemas.records import OutputRecord
 from schemas.regrouping import joined_encodings, joined_tokens, parted
 from stages.encode import EncodeStage
 from stages.microbatcher import MicroBatcher
 from stages.postprocess import PostprocessStage
+from stages.window_queue import Window
 
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
@@ -244,16 +245,18 @@ def encode_step(stage: EncodeStage, settings: EnsembleSettings) -> _MakeStep:
         dead_letters=dead_letters,
         metrics=metrics.stage("encode"),
         threads=settings.engine.batches_at_once,
+        lanes=[*settings.batching.lanes],
     )
 
 
-def micro_batcher(batching: BatchingSettings) -> MicroBatcher[Window]:
+def micro_batcher(batching: BatchingSettings) -> MicroBatcher[Window[Unit]]:
     """A queue for an encode step."""
     return MicroBatcher(
         max_batch_size=batching.max_batch_size,
         max_batch_tokens=batching.max_batch_tokens,
         max_queue_delay_ms=batching.max_queue_delay_ms,
         knee_tokens=batching.knee_tokens,
+        weights=[*batching.lanes.values()],
     )
 
 
@@ -270,6 +273,7 @@ def postprocess_step(stage: PostprocessStage, settings: EnsembleSettings) -> _Ma
         on_failure=fail,
         dead_letters=dead_letters,
         metrics=metrics.stage("postprocess"),
+        answer_superseded=settings.requests.answer_superseded,
     )
 
 
@@ -319,4 +323,4 @@ def sealed(stage: Stage, settings: EnsembleSettings, finish: Next) -> Next:
 
 
 def _pack_record(topic: str, pack: TokenPack | EncodingPack) -> OutputRecord:
-    return OutputRecord(topic, None, encode_pack(pack), [], [source_of(pack, text) for text in pack.texts])
+    return OutputRecord(topic, None, encode_pack(pack), [], sources_of(pack))

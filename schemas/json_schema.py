@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from inspect import cleandoc
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from schemas.parameters import KNOWN_PARAMETERS, Parameters
 from schemas.requests import BODIES, request_kind
 from schemas.results import TASK_OUTPUTS, Result
+from schemas.urgency import Unanswered
 
 # draft 2020-12
 Schema = dict[str, Any]
@@ -41,14 +42,20 @@ def request_schema(tasks: Collection[str]) -> Schema:
 def result_schema(tasks: Mapping[str, str]) -> Schema:
     """Of a result's JSON object; `tasks` is by model name."""
     # What the outputs may be in all is a union that msgspec has no schema of; here it is known of each.
-    fields = [(field.name, dict if field.name == "outputs" else field.type) for field in msgspec.structs.fields(Result)]
+    fields = [
+        (field.name, dict if field.name == "outputs" else field.type)
+        for field in msgspec.structs.fields(Result)
+        if field.name != "unanswered"
+    ]
     schema = _expanded(msgspec.defstruct("Result", fields, namespace={"__doc__": Result.__doc__}))
-    schema["properties"]["outputs"] = {
+    answered = {
         "type": "object",
         "properties": {name: _alternatives(TASK_OUTPUTS[task]) for name, task in tasks.items()},
         "required": [*tasks],
         "additionalProperties": False,
     }
+    schema["properties"]["outputs"] = {"anyOf": [answered, {"type": "object", "additionalProperties": False}]}
+    schema["properties"]["unanswered"] = {"enum": [*get_args(Unanswered)]}
     return schema
 
 

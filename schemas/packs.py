@@ -8,6 +8,7 @@ Order inside a pack is the order of the source partition.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from schemas.errors import BadRecord, Reason
 from schemas.parameters import Parameters
 from schemas.records import Headers, Source
+from schemas.urgency import Unanswered, Urgency
 
 # Token ids fit 16 bits for vocabularies of up to 65,536; XLM-R's 250,002 need 32.
 NARROW = np.dtype("<u2")
@@ -54,6 +56,17 @@ class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     # What the result repeats: of zero-shot classification the sequence and the candidate labels, of token
     # classification the text.
     echo: list[str] | None = None
+    urgency: Urgency | None = None
+
+
+class ClosedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A text that travels without numbers, to be answered in its turn: it expired, or was superseded."""
+
+    id: str
+    key: bytes | None
+    headers: Headers
+    offset: _Offset
+    why: Unanswered
 
 
 class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tokens/2"):
@@ -62,7 +75,7 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     `details` is int32 (sum of lengths, 4), flat, where a task asks for each token, and else empty: its number in the
     vocabulary, its place in the text (SPECIAL: in none, it was added), and the characters of the text where it starts
-    and ends.
+    and ends. `closed` are in no chunk, and their place in the order is by their offset.
     """
 
     topic: _Topic
@@ -72,6 +85,7 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     lengths: bytes
     input_ids: bytes
     details: bytes = b""
+    closed: list[ClosedText] = []
 
     def chunk_lengths(self) -> NDArray[np.int32]:
         """Tokens of each chunk, (chunks,)."""
@@ -103,7 +117,7 @@ class EncodedOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="encodings/2"):
-    """What the engine made of a TokenPack: the same texts, the same chunks, the same `details`."""
+    """What the engine made of a TokenPack: the same texts, the same chunks, the same `details`; what is `closed`."""
 
     topic: _Topic
     partition: _Partition
@@ -111,6 +125,7 @@ class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     lengths: bytes
     outputs: list[EncodedOutput]
     details: bytes = b""
+    closed: list[ClosedText] = []
 
     def chunk_lengths(self) -> NDArray[np.int32]:
         """Tokens of each chunk, (chunks,)."""
@@ -123,8 +138,7 @@ class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
 def split_rows(rows: NDArray[Number], lengths: Sequence[int] | NDArray[np.int32]) -> list[NDArray[Number]]:
     """What lies end to end, in views of so many rows each. np.split does the same, at ten times the price."""
-    ends = np.cumsum(lengths).tolist()
-    return [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [rows[start:end] for start, end in pairwise([0, *np.cumsum(lengths).tolist()])]
 
 
 def token_pack(
@@ -134,11 +148,12 @@ def token_pack(
     texts: list[PackedText],
     chunks: list[NDArray[np.int32]],
     details: Sequence[NDArray[np.int32]] = (),
+    closed: Sequence[ClosedText] = (),
 ) -> TokenPack:
     """A pack of `texts`, whose chunks' token ids lie one after another in `chunks`, and so their `details`, if any,
     each (tokens, 4)."""
     lengths = np.fromiter((len(chunk) for chunk in chunks), _INT32, len(chunks))
-    flat = np.concatenate(chunks)
+    flat = np.concatenate(chunks) if chunks else np.zeros(0, np.int32)
     wide = bool(flat.max(initial=0) > np.iinfo(NARROW).max)
     return TokenPack(
         topic=topic,
@@ -148,6 +163,7 @@ def token_pack(
         lengths=lengths.tobytes(),
         input_ids=flat.astype(WIDE if wide else NARROW).tobytes(),
         details=b"".join(each.astype(_INT32, copy=False).tobytes() for each in details),
+        closed=[*closed],
     )
 
 
@@ -165,12 +181,23 @@ def encoding_pack(
             for name, rows in outputs.items()
         ],
         details=pack.details,
+        closed=pack.closed,
     )
 
 
-def source_of(pack: TokenPack | EncodingPack, text: PackedText) -> Source:
+def source_of(pack: TokenPack | EncodingPack, text: PackedText | ClosedText) -> Source:
     """Where the request of `text` was read."""
     return Source(pack.topic, pack.partition, text.offset)
+
+
+def sources_of(pack: TokenPack | EncodingPack) -> list[Source]:
+    """Where all its requests were read."""
+    return [Source(pack.topic, pack.partition, text.offset) for texts in (pack.texts, pack.closed) for text in texts]
+
+
+def closed_text(text: PackedText, why: Unanswered) -> ClosedText:
+    """The text without its numbers."""
+    return ClosedText(text.id, text.key, text.headers, text.offset, why)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -223,14 +250,14 @@ def _decode(decoder: msgspec.msgpack.Decoder[Pack], value: bytes | None) -> Pack
 
 
 def _checked_lengths(pack: TokenPack | EncodingPack) -> NDArray[np.int32]:
-    _require(bool(pack.texts), "the pack holds no text")
+    _require(bool(pack.texts or pack.closed), "the pack holds no text")
     _require(len(pack.lengths) % _INT32.itemsize == 0, "lengths are not whole int32")
     lengths = pack.chunk_lengths()
     chunks = [text.chunks for text in pack.texts]
     _require(len(lengths) == sum(chunks), "lengths and texts' chunks disagree")
     _require(bool((lengths > 0).all()), "a chunk has no tokens")
     # Nearly always a text is one chunk: the general way costs 10 us a pack more.
-    first = np.cumsum([0, *chunks[:-1]]) if len(chunks) < len(lengths) else None
+    first = np.cumsum([0, *chunks[:-1]]) if len(chunks) < len(lengths) else None  # never where there are no texts
     tokens = lengths if first is None else np.add.reduceat(lengths, first, dtype=np.int64)
     _require(tokens.tolist() == [text.tokens for text in pack.texts], "lengths and texts' tokens disagree")
     return lengths

@@ -20,13 +20,15 @@ class Source(msgspec.Struct, frozen=True, gc=False):
 
 
 class InputRecord(msgspec.Struct, frozen=True, gc=False):
-    """A record as it was read from a topic. `flaw` says what of it could not be read, if anything."""
+    """A record as it was read from a topic. `flaw` says what of it could not be read, if anything; `written_ms` when it
+    was written, in milliseconds since 1970, where that is known."""
 
     source: Source
     key: bytes | None
     value: bytes | None
     headers: Headers
     flaw: str | None = None
+    written_ms: int | None = None
 
 
 class OutputRecord(msgspec.Struct, frozen=True, gc=False):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from schemas.packs import NARROW, WIDE, EncodedOutput, EncodingPack, TokenPack
+from schemas.packs import NARROW, WIDE, EncodedOutput, EncodingPack, TokenPack, split_rows
 
 
 def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
@@ -26,6 +26,7 @@ def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
         lengths=b"".join(pack.lengths for pack in packs),
         input_ids=b"".join(ids),
         details=_joined_details(packs),
+        closed=[text for pack in packs for text in pack.closed],
     )
 
 
@@ -46,6 +47,7 @@ def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
             for place, output in enumerate(first.outputs)
         ],
         details=_joined_details(packs),
+        closed=[text for pack in packs for text in pack.closed],
     )
 
 
@@ -61,24 +63,29 @@ def parted(pack: EncodingPack, *, most_bytes: int) -> list[EncodingPack]:
     if numbers_bytes <= most_bytes or len(pack.texts) == 1 or not any(output.of_tokens for output in pack.outputs):
         return [pack]
     middle = len(pack.texts) // 2
-    chunks = sum(text.chunks for text in pack.texts[:middle])
-    tokens = sum(text.tokens for text in pack.texts[:middle])
-    halves = [
-        msgspec.structs.replace(
-            pack,
-            texts=pack.texts[texts],
-            lengths=pack.chunk_lengths()[of_chunks].tobytes(),
-            outputs=[
-                msgspec.structs.replace(
-                    output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
-                )
-                for output in pack.outputs
-            ],
-            details=pack.token_details()[of_tokens].tobytes(),
-        )
-        for texts, of_chunks, of_tokens in (
-            (slice(middle), slice(chunks), slice(tokens)),
-            (slice(middle, None), slice(chunks, None), slice(tokens, None)),
-        )
-    ]
+    halves = [of_texts(pack, range(middle)), of_texts(pack, range(middle, len(pack.texts)))]
+    first = [text for text in pack.closed if text.offset < pack.texts[middle].offset]
+    halves[0] = msgspec.structs.replace(halves[0], closed=first)
+    halves[1] = msgspec.structs.replace(halves[1], closed=pack.closed[len(first) :])
     return [part for half in halves for part in parted(half, most_bytes=most_bytes)]
+
+
+def of_texts(pack: EncodingPack, places: Sequence[int]) -> EncodingPack:
+    """The pack with some of its texts, in their order; what is closed stays."""
+    chunks = split_rows(np.arange(len(pack.chunk_lengths())), [text.chunks for text in pack.texts])
+    tokens = split_rows(np.arange(int(pack.chunk_lengths().sum())), [text.tokens for text in pack.texts])
+    nothing = np.zeros(0, np.intp)
+    of_chunks = np.concatenate([nothing, *(chunks[place] for place in places)])
+    of_tokens = np.concatenate([nothing, *(tokens[place] for place in places)])
+    return msgspec.structs.replace(
+        pack,
+        texts=[pack.texts[place] for place in places],
+        lengths=pack.chunk_lengths()[of_chunks].tobytes(),
+        outputs=[
+            msgspec.structs.replace(
+                output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
+            )
+            for output in pack.outputs
+        ],
+        details=pack.token_details()[of_tokens].tobytes() if pack.details else b"",
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from schemas.records import Source
+from schemas.urgency import Unanswered
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
@@ -70,9 +71,10 @@ TASK_OUTPUTS: dict[str, tuple[Any, ...]] = {
 Output = list[Label] | list[float] | list[list[float]] | list[Ranked] | list[Entity] | list[EntityGroup] | ZeroShot
 
 
-class Result(msgspec.Struct, frozen=True, gc=False):
+class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The answer to one request. `tokens` counts what the model read, special tokens included; `chunks` says
-    into how many windows the text was cut; `truncated` says that its end was not read."""
+    into how many windows the text was cut; `truncated` says that its end was not read. One that is `unanswered`,
+    `expired` or `superseded`, has no outputs."""
 
     id: str
     outputs: dict[str, Output]
@@ -80,6 +82,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     truncated: bool
     chunks: int
     source: Source
+    unanswered: Unanswered | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.packs import EncodedOutput, EncodingPack, PackedText, source_of, split_rows
+from schemas.packs import ClosedText, EncodedOutput, EncodingPack, PackedText, closed_text, source_of, split_rows
+from schemas.regrouping import of_texts
 from schemas.results import Output, Result
 from stages.blame import answer_apart
 from stages.tasks import AnyTask, PairsTask, TokensTask, join_windows, of_each_text
@@ -30,10 +32,12 @@ class PostprocessStage:
         self._of_texts = {name: task for name, task in tasks.items() if not isinstance(task, (TokensTask, PairsTask))}
 
     def __call__(self, pack: EncodingPack) -> list[Result | BadRecord]:
-        """One entry a text, in order: its result, or why there is none.
+        """One entry a text, in order: its result, or why there is none. What is closed has none.
 
         Raises StageError where a task fails whatever the text.
         """
+        if not pack.texts:
+            return []
         rows = {output.name: output.rows() for output in pack.outputs}
         missing = self._tasks.keys() - {output.name for output in pack.outputs if self._reads(output, pack)}
         if missing:
@@ -96,6 +100,29 @@ class PostprocessStage:
         for name, outputs in answers.items():
             assert len(outputs) == len(texts), f"the task of {name} made {len(outputs)} outputs of {len(texts)} texts"
         return [{name: answers[name][place] for name in self._tasks} for place in range(len(texts))]
+
+
+def without_expired(pack: EncodingPack, now_ms: float) -> tuple[EncodingPack, int]:
+    """The pack, in which texts are closed that have expired by then, in milliseconds since 1970; and how many."""
+    late = [place for place, text in enumerate(pack.texts) if text.urgency is not None and text.urgency.expired(now_ms)]
+    if not late:
+        return pack, 0
+    smaller = of_texts(pack, [place for place in range(len(pack.texts)) if place not in late])
+    closed = [*pack.closed, *(closed_text(pack.texts[place], "expired") for place in late)]
+    return msgspec.structs.replace(smaller, closed=sorted(closed, key=lambda text: text.offset)), len(late)
+
+
+def unanswered(pack: EncodingPack, text: ClosedText) -> Result:
+    """What a closed text is answered."""
+    return Result(
+        id=text.id,
+        outputs={},
+        tokens=0,
+        truncated=False,
+        chunks=0,
+        source=source_of(pack, text),
+        unanswered=text.why,
+    )
 
 
 def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:

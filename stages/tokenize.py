@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.packs import PackedText, TokenPack, token_pack
+from schemas.packs import ClosedText, PackedText, TokenPack, token_pack
 from schemas.parameters import check_parameters
-from schemas.records import InputRecord
+from schemas.records import InputRecord, Source
 from schemas.requests import (
     TOKEN_TASKS,
     Request,
@@ -23,6 +24,7 @@ from schemas.requests import (
     decode_request,
     request_kind,
 )
+from schemas.urgency import LANE, Urgency, urgency_of
 from stages.blame import answer_apart
 from stages.pairs import Truncation
 from stages.text_tokenizer import TextTokenizer, TokenizedText
@@ -40,6 +42,14 @@ class Rejected:
     error: BadRecord
 
 
+class _Good(NamedTuple):
+    """A record that can be read, and what its headers say of its time."""
+
+    record: InputRecord
+    request: Request
+    urgency: Urgency | None
+
+
 class TokenizeStage:
     """Request records of one partition -> a pack of tokens, and the records that can't be answered."""
 
@@ -51,45 +61,58 @@ class TokenizeStage:
         max_text_bytes: int,
         tasks: Collection[str] = ("sentence-embedding",),
         most_tokens: int = sys.maxsize,
+        deadline_ms: int | None = None,
+        lanes: Collection[str] = (),
     ) -> None:
         """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have. A
-        text of more than `most_tokens` would have a result that is too large for Kafka."""
+        text of more than `most_tokens` would have a result that is too large for Kafka. A request has expired
+        `deadline_ms` after it was written. `lanes` are those that its headers may name."""
         self._tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
         self._tasks = frozenset(tasks)
         self._most_tokens = most_tokens
+        self._deadline_ms = deadline_ms
+        self._lanes = lanes
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
         self._names_words = "token-classification" in tasks
         # As transformers' pipeline cuts.
         self._truncation: Truncation = "only_first" if self.kind == "zero-shot" else "longest_first"
 
-    def __call__(self, groups: Sequence[Sequence[InputRecord]]) -> list[tuple[TokenPack | None, list[Rejected]]]:
+    def __call__(
+        self, groups: Sequence[Sequence[InputRecord]], *, now_ms: float | None = None
+    ) -> list[tuple[TokenPack | None, list[Rejected]]]:
         """One pack a group, None where none of the group's records can be answered; both in the records' order.
 
-        Each group comes from one partition. All groups go to the tokenizer together: it is the larger batch
-        that keeps its threads busy. Raises StageError where the tokenizer fails whatever the text.
+        `now_ms` are milliseconds since 1970: what has expired by then is not read; without it nothing expires. Each
+        group comes from one partition. All groups go to the tokenizer together: it is the larger batch that keeps its
+        threads busy. Raises StageError where the tokenizer fails whatever the text.
         """
-        requests: list[list[tuple[InputRecord, Request]]] = []
+        requests: list[list[_Good]] = []
         rejected: list[list[Rejected]] = []
+        closed: list[list[ClosedText]] = []
         for group in groups:
             good, bad = self._decode(group)
-            requests.append(good)
+            in_time, late = _by_deadline(good, now_ms)
+            requests.append(in_time)
+            closed.append(late)
             rejected.append(bad)
-        inputs = [request.inputs for good in requests for _, request in good]
+        inputs = [each.request.inputs for good in requests for each in good]
         tokenized = iter(
             answer_apart(inputs, self._tokenized, harmless=lambda: self._tokenizer([_HARMLESS]), text_of=str)
         )
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
-        for good, bad in zip(requests, rejected, strict=True):
-            packs.append((_pack(good, [next(tokenized) for _ in good], bad, with_details=self._details), bad))
+        for group, good, bad, late in zip(groups, requests, rejected, closed, strict=True):
+            found = [next(tokenized) for _ in good]
+            pack = _pack(good, found, bad, late, with_details=self._details, source=group[0].source)
+            packs.append((pack, bad))
             bad.sort(key=lambda rejected: rejected.record.source.offset)
         assert next(tokenized, None) is None, "as many tokenized texts as requests"
         return packs
 
-    def _decode(self, group: Sequence[InputRecord]) -> tuple[list[tuple[InputRecord, Request]], list[Rejected]]:
-        good: list[tuple[InputRecord, Request]] = []
+    def _decode(self, group: Sequence[InputRecord]) -> tuple[list[_Good], list[Rejected]]:
+        good: list[_Good] = []
         bad: list[Rejected] = []
         for record in group:
             try:
@@ -100,11 +123,18 @@ class TokenizeStage:
                     check_parameters(request.parameters, self._tasks)
                 if self._names_words:
                     request = _with_text(request)
+                urgency = urgency_of(record.headers, written_ms=record.written_ms, deadline_ms=self._deadline_ms)
+                if urgency is not None and urgency.lane is not None and self._lanes:
+                    self._check_lane(urgency.lane)
             except BadRecord as err:
                 bad.append(Rejected(record, err))
             else:
-                good.append((record, request))
+                good.append(_Good(record, request, urgency))
         return good, bad
+
+    def _check_lane(self, lane: str) -> None:
+        if lane not in self._lanes:
+            raise BadRecord(Reason.BAD_HEADERS, f"{LANE}: {lane[:40]!r}; allowed: {', '.join(self._lanes)}")
 
     def _tokenized(self, requests: Sequence[list[TextInput]]) -> list[TokenizedText | BadRecord]:
         """One entry a request: a text's windows, or the window of each of its pairs."""
@@ -130,6 +160,19 @@ class TokenizeStage:
         )
 
 
+def _by_deadline(good: list[_Good], now_ms: float | None) -> tuple[list[_Good], list[ClosedText]]:
+    """What is in time, and what has expired."""
+    in_time: list[_Good] = []
+    late: list[ClosedText] = []
+    for each in good:
+        request, urgency = each.request, each.urgency
+        if urgency is None or now_ms is None or not urgency.expired(now_ms):
+            in_time.append(each)
+        else:
+            late.append(ClosedText(request.id, request.key, request.headers, request.source.offset, "expired"))
+    return in_time, late
+
+
 def _with_text(request: Request) -> Request:
     """Whose text travels along: entities are told in its words."""
     [text] = request.inputs
@@ -152,16 +195,18 @@ def _together(outcomes: list[TokenizedText | BadRecord]) -> TokenizedText | BadR
 
 
 def _pack(
-    good: list[tuple[InputRecord, Request]],
+    good: list[_Good],
     tokenized: list[TokenizedText | BadRecord],
     rejected: list[Rejected],
+    closed: list[ClosedText],
     *,
     with_details: bool,
+    source: Source,
 ) -> TokenPack | None:
     texts: list[PackedText] = []
     chunks: list[NDArray[np.int32]] = []
     details: list[NDArray[np.int32]] = []
-    for (record, request), outcome in zip(good, tokenized, strict=True):
+    for (record, request, urgency), outcome in zip(good, tokenized, strict=True):
         if isinstance(outcome, BadRecord):
             rejected.append(Rejected(record, outcome))
             continue
@@ -179,9 +224,16 @@ def _pack(
                 truncated=outcome.truncated,
                 parameters=request.parameters,
                 echo=request.echo,
+                urgency=urgency,
             )
         )
-    if not texts:
+    if not texts and not closed:
         return None
-    source = good[0][1].source
-    return token_pack(topic=source.topic, partition=source.partition, texts=texts, chunks=chunks, details=details)
+    return token_pack(
+        topic=source.topic,
+        partition=source.partition,
+        texts=texts,
+        chunks=chunks,
+        details=details,
+        closed=closed,
+    )

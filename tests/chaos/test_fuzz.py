@@ -66,7 +66,7 @@ def test_a_mutated_pack_of_tokens_is_refused_or_each_text_has_an_outcome(encode:
         except BadRecord:
             continue
         valid += 1
-        progress = PackInProgress(pack)
+        progress = PackInProgress(pack, None)
         encoded = encode(progress.windows)
         for place in range(len(progress.windows)):
             progress.put(place, encoded, place)

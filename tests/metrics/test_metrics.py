@@ -122,11 +122,13 @@ def test_gauges_say_how_it_is_now(worker):
 
 def test_counters_of_rare_events(worker):
     stage = worker.stage("encode")
-    stage.expired(2)
+    stage.unanswered("expired", 2)
+    stage.unanswered("superseded")
     stage.records_lost()
     stage.delivery_failed()
     found = samples(worker)
     assert found["penstock_expired_total", "demo", "encode"] == 2
+    assert found["penstock_superseded_total", "demo", "encode"] == 1
     assert found["penstock_records_lost_total", "demo", "encode"] == 1
     assert found["penstock_delivery_failures_total", "demo", "encode"] == 1
 

@@ -113,26 +113,39 @@ class Topics:
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes | None]] = (),
         topic: str | None = None,
+        timestamp: int = 0,
     ) -> None:
+        """`timestamp` in milliseconds since 1970; 0 is now."""
         for value in values:
             self._producer.produce(
-                topic or self.names.requests, value, key, partition, headers=[*headers], on_delivery=_delivered
+                topic or self.names.requests,
+                value,
+                key,
+                partition,
+                headers=[*headers],
+                on_delivery=_delivered,
+                timestamp=timestamp,
             )
         assert self._producer.flush(WAIT_S) == 0, "all requests were delivered"
 
     def read(self, topic: str, count: int) -> list[Message]:
         """The first `count` records of a topic, and no more than that are there."""
+        messages = self.read_until(topic, lambda messages: len(messages) >= count)
+        assert len(messages) == count, f"{topic} has {len(messages)} records, not {count}"
+        return messages
+
+    def read_until(self, topic: str, done: Callable[[list[Message]], bool]) -> list[Message]:
+        """A topic's records, from its beginning until they suffice or never will."""
         consumer = Consumer({"bootstrap.servers": self._settings.kafka.bootstrap_servers, "group.id": "reader"})
         partitions = range(self._settings.topics.partitions)
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
         messages: list[Message] = []
         deadline_s = time.monotonic() + WAIT_S
         try:
-            while len(messages) < count and time.monotonic() < deadline_s:
+            while not done(messages) and time.monotonic() < deadline_s:
                 messages += [message for message in consumer.consume(500, 0.1) if message.error() is None]
         finally:
             consumer.close()
-        assert len(messages) == count, f"{topic} has {len(messages)} records, not {count}"
         return messages
 
     def committed(self, group: str, topic: str) -> dict[int, int]:

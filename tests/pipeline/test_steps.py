@@ -46,7 +46,9 @@ class Stage:
         self.calls = 0
         self.called = threading.Event()
 
-    def __call__(self, groups: Sequence[Sequence[InputRecord]]) -> list[tuple[TokenPack | None, list[Rejected]]]:
+    def __call__(
+        self, groups: Sequence[Sequence[InputRecord]], *, now_ms: float
+    ) -> list[tuple[TokenPack | None, list[Rejected]]]:
         self.calls += 1
         self.called.set()
         if self.panics:

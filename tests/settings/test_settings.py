@@ -108,6 +108,7 @@ def test_defaults(tmp_path):
         "max_queue_delay_ms": 0,
         "knee_tokens": 0,
         "row_length": 64,
+        "lanes": {"default": 1},
         "max_in_flight_tokens": 65536,
     }
     assert ensemble.engine.instance_count == min(len(os.sched_getaffinity(0)), _quota(Path("/sys/fs/cgroup")))

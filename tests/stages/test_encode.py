@@ -287,7 +287,7 @@ def pack_of(*texts: Sequence[Window]) -> TokenPack:
     )
 
 
-def compute(progress: PackInProgress, stage: EncodeStage, batches: Sequence[Sequence[int]]) -> list[bool]:
+def compute(progress: PackInProgress[None], stage: EncodeStage, batches: Sequence[Sequence[int]]) -> list[bool]:
     """Run the places of a pack in these batches; what each put answered."""
     answers: list[bool] = []
     for batch in batches:
@@ -309,7 +309,7 @@ def test_in_any_order_and_batches_every_text_comes_out_whole_or_lost(
     for culprit in culprits & set(range(len(flat))):
         flat[culprit][0] = POISON
     pack = pack_of(*texts)
-    progress = PackInProgress(pack)
+    progress = PackInProgress(pack, None)
     places = data.draw(st.permutations(range(len(flat))))
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(flat) - 1)), max_size=4)))
     batches = [places[start:end] for start, end in itertools.pairwise([0, *cuts, len(flat)]) if start < end]
@@ -334,7 +334,7 @@ def test_in_any_order_and_batches_every_text_comes_out_whole_or_lost(
 
 
 def test_a_pack_of_nothing_but_culprits_has_no_encodings() -> None:
-    progress = PackInProgress(pack_of([window(POISON)], [window(1), window(POISON)]))
+    progress = PackInProgress(pack_of([window(POISON)], [window(1), window(POISON)]), None)
     assert compute(progress, stage_of(SumEngine()), [[2, 0, 1]]) == [False, False, True]
     encodings, lost = progress.encodings()
     assert encodings is None
@@ -342,7 +342,7 @@ def test_a_pack_of_nothing_but_culprits_has_no_encodings() -> None:
 
 
 def test_the_error_told_of_a_text_is_that_of_its_first_failed_window() -> None:
-    progress = PackInProgress(pack_of([window(1), window(2), window(3)]))
+    progress = PackInProgress(pack_of([window(1), window(2), window(3)]), None)
     outputs = {"sums": np.zeros((3, 2), np.float32)}
     failed = {place: BadRecord(Reason.ENGINE_FAILED, f"window {place}") for place in (1, 2)}
     for place in (2, 1, 0):

@@ -56,7 +56,7 @@ def pack_of(*texts: list[list[int]]) -> TokenPack:
 
 def encoded(pack: TokenPack) -> tuple[EncodingPack | None, list[int]]:
     stage = EncodeStage([EchoEngine()], row_length=16, max_length=16)
-    progress = PackInProgress(pack)
+    progress = PackInProgress(pack, None)
     order = [*range(len(progress.windows))][::-1]
     answer = stage([progress.windows[place] for place in order])
     for index, place in enumerate(order):
