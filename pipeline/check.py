@@ -38,6 +38,7 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     if not succeeds("file", read_file):
         return EXIT_USER_ERROR
     settings = found[0]
+    fused = settings.runs_fused(fused)
     loaded: list[Ensemble] = []
 
     def load_models() -> str:

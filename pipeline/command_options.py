@@ -43,7 +43,10 @@ Bootstrap = Annotated[
         show_default=False,
     ),
 ]
-Fused = Annotated[bool, typer.Option("--fused", help="All stages in one process, with no topics between them.")]
+Fused = Annotated[
+    bool,
+    typer.Option("--fused", help="All stages in one process, no topics between them; so with objective: latency."),
+]
 
 Stage = Annotated[StageName, typer.Argument(metavar="STAGE", help="fused is all three in one process.")]
 HttpPort = Annotated[

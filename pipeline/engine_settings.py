@@ -102,6 +102,11 @@ GPU_BATCHING: Mapping[str, int] = {
 }
 
 
+# The same with `objective: latency`, on processors and on a GPU.
+LATENCY_BATCHING: Mapping[str, int] = {"pack_delay_ms": 0, "max_batch_tokens": 512, "max_batch_size": 512}
+LATENCY_GPU_BATCHING: Mapping[str, int] = {"pack_delay_ms": 0, "max_batch_tokens": 2048, "max_batch_size": 2048}
+
+
 class EngineSettings(Section):
     """What computes."""
 

@@ -13,7 +13,7 @@ from pipeline.broker import is_embedded
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError
 from pipeline.group_offsets import has_backlog
-from pipeline.kafka_settings import KafkaSettings
+from pipeline.kafka_settings import KafkaSettings, KafkaValue
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.topics import broker_metadata
 
@@ -94,13 +94,19 @@ def require_no_packs(settings: EnsembleSettings, admin: AdminClient) -> None:
 
 
 def fit_to_broker(settings: EnsembleSettings, admin: AdminClient) -> EnsembleSettings:
-    """With the group protocol that an embedded broker needs, unless the file says something of groups: of a classic
-    group there one worker has all partitions, and the others none. TopicError where no broker answers."""
+    """With what an embedded broker needs, unless the file says otherwise. Of a classic group there one worker has all
+    partitions, and the others none. A waiting fetch is not woken, and its wait is what a record is late; so with
+    `objective: latency` it is short. TopicError where no broker answers."""
     kafka = settings.kafka
-    said = kafka.consumer_settings().keys() & {"group.protocol", *clients.CLASSIC_GROUP_DEFAULTS}
-    if said or not is_embedded(broker_metadata(admin).topics):
+    said = kafka.consumer_settings().keys()
+    needed: dict[str, KafkaValue] = {}
+    if not said & {"group.protocol", *clients.CLASSIC_GROUP_DEFAULTS}:
+        needed["group.protocol"] = "consumer"
+    if settings.objective == "latency" and "fetch.wait.max.ms" not in said:
+        needed["fetch.wait.max.ms"] = 1
+    if not needed or not is_embedded(broker_metadata(admin).topics):
         return settings
-    kafka = kafka.model_copy(update={"consumer": {**kafka.consumer, "group.protocol": "consumer"}})
+    kafka = kafka.model_copy(update={"consumer": {**kafka.consumer, **needed}})
     return settings.model_copy(update={"kafka": kafka})
 
 

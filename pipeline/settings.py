@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.delivery_settings import DEFAULT_COMMIT_INTERVAL_MS, Delivery, TransactionSettings
-from pipeline.engine_settings import GPU_BATCHING, BatchingSettings, EngineSettings
+from pipeline.engine_settings import (
+    GPU_BATCHING,
+    LATENCY_BATCHING,
+    LATENCY_GPU_BATCHING,
+    BatchingSettings,
+    EngineSettings,
+    processors,
+)
 from pipeline.ensemble_file import Section, WholeFile, read_settings, validate_settings
 from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
@@ -145,6 +152,12 @@ class EnsembleSettings(WholeFile):
     models: Annotated[tuple[ModelSettings, ...], Field(strict=False), AfterValidator(_at_least_one)]
     """All read the same tokens, so they must share a tokenizer; a model with another one is another ensemble."""
 
+    objective: Literal["throughput", "latency"] = "throughput"
+    """What is more wanted. `latency`, for speech and other conversations: all stages in one process (`penstock up`),
+    nothing waits for company (`batching.pack_delay_ms: 0`), batches are small (`batching.max_batch_tokens` 512, on a
+    GPU 2048, `max_batch_size` as many), so that who comes waits for little, and on processors one engine computes on
+    all of them (`engine.instances: 1`, `engine.threads`). What the file says itself comes before."""
+
     batching: BatchingSettings = BatchingSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -178,12 +191,20 @@ class EnsembleSettings(WholeFile):
     @model_validator(mode="before")
     @classmethod
     def _batch_as_the_engine_likes(cls, data: Any) -> Any:
-        """A GPU is fed by the thousand."""
-        if isinstance(data, Mapping) and isinstance(engine := data.get("engine"), Mapping):
-            batching = data.get("batching", {})
-            if engine.get("kind") == "tensorrt" and isinstance(batching, Mapping):
-                return {**data, "batching": {**GPU_BATCHING, **batching}}
-        return data
+        """And as the objective wants it: a GPU is fed by the thousand, save where somebody waits for the answer."""
+        if not isinstance(data, Mapping):
+            return data
+        engine, batching = data.get("engine", {}), data.get("batching", {})
+        if not isinstance(engine, Mapping) or not isinstance(batching, Mapping):
+            return data
+        on_gpu = engine.get("kind") == "tensorrt"
+        by_default: Mapping[str, int] = GPU_BATCHING if on_gpu else {}
+        if data.get("objective") == "latency":
+            by_default = {**by_default, **(LATENCY_GPU_BATCHING if on_gpu else LATENCY_BATCHING)}
+            # Either is of little use without the other, and who says one has thought of both.
+            if not on_gpu and not engine.keys() & {"instances", "threads"}:
+                engine = {**engine, "instances": 1, "threads": processors()}
+        return {**data, "engine": engine, "batching": {**by_default, **batching}}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -236,6 +257,10 @@ class EnsembleSettings(WholeFile):
     def commit_every_ms(self) -> int:
         """`commit_interval_ms`, or what suits the delivery."""
         return self.commit_interval_ms or DEFAULT_COMMIT_INTERVAL_MS[self.delivery]
+
+    def runs_fused(self, wanted: bool = False) -> bool:
+        """Whether all stages run in one process, by the command or by the objective."""
+        return wanted or self.objective == "latency"
 
     def group_id(self, stage: Stage) -> str:
         """A stage's consumer group. A fused worker reads requests as `tokenize`, so that one may change over."""

@@ -34,7 +34,7 @@ def make_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[str]
 
 def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False) -> int:
     """Print a line a topic; the exit code: 0 where all are as wanted."""
-    wanted = wanted_topics(settings, fused=fused)
+    wanted = wanted_topics(settings, fused=settings.runs_fused(fused))
     admin = reach_broker(settings.kafka)
     made = make_missing(settings, admin, wanted) if create else []
     differences = compare_topics(admin, wanted)
@@ -94,6 +94,7 @@ def stage_commands(
 
 def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = False, log_level: str = "info") -> int:
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
+    fused = settings.runs_fused(fused)
     for line in settings.log_lines():
         log.info("%s", line)
     admin = reach_broker(settings.kafka)

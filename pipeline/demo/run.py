@@ -70,6 +70,7 @@ def run_demo(
     file = DEMO_ENSEMBLE if ensemble is None else ensemble
     require_regular_file(file)
     settings = load_ensemble(file, bootstrap=bootstrap, environ=os.environ)
+    fused = settings.runs_fused(fused)
     source = SHIPPED_TEXTS if texts is None else texts
     default = DEFAULT_COUNT if texts is None else None
     found = count_texts(source, at_most=count or default)

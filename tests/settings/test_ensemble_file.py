@@ -160,6 +160,7 @@ def test_all_mistakes_are_told_in_the_order_of_the_file(write):
         "DIR/e.yaml:4: models[0].pooling: 'men' is not allowed; allowed: mean, cls, null",
         "DIR/e.yaml:6: http.prot: no such option; did you mean port?",
         "DIR/e.yaml:7: zzz: no such option; allowed: name, requests, topics, dead_letters, tokenizer, models, "
-        "batching, engine, delivery, commit_interval_ms, transactions, encode_order, share_group, drain_timeout_ms, "
+        "objective, batching, engine, "
+        "delivery, commit_interval_ms, transactions, encode_order, share_group, drain_timeout_ms, "
         "http, kafka",
     ]

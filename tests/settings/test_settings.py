@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.engine_settings import _quota
+from pipeline.engine_settings import _quota, processors
 from pipeline.ensemble_file import validate_settings
 from pipeline.mistakes import SettingsError
 from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
@@ -116,6 +116,23 @@ def test_defaults(tmp_path):
     assert [ensemble.http_port(stage) for stage in ("tokenize", "encode", "postprocess")] == [8002, 8003, 8004]
     assert ensemble.group_id("encode") == "reviews.encode"
     assert ensemble.kafka.client_settings() == {"bootstrap.servers": "127.0.0.1:9092"}
+
+
+def test_with_latency_for_its_objective_nothing_waits_unless_the_file_says_so(tmp_path):
+    ensemble = load(tmp_path, MINIMAL | {"objective": "latency"})
+    assert (ensemble.batching.pack_delay_ms, ensemble.batching.max_batch_tokens) == (0, 512)
+    assert (ensemble.engine.instance_count, ensemble.engine.threads) == (1, processors())
+    assert ensemble.runs_fused()
+    assert not load(tmp_path, MINIMAL).runs_fused()
+    said = {"batching": {"max_batch_tokens": 1024, "pack_delay_ms": 3}, "engine": {"instances": 2}}
+    ensemble = load(tmp_path, MINIMAL | {"objective": "latency"} | said)
+    assert (ensemble.batching.pack_delay_ms, ensemble.batching.max_batch_tokens) == (3, 1024)
+    assert (ensemble.engine.instance_count, ensemble.engine.threads) == (2, 1)
+    on_gpu = load(tmp_path, MINIMAL | {"objective": "latency", "engine": {"kind": "tensorrt"}})
+    assert (on_gpu.batching.max_batch_tokens, on_gpu.batching.row_length) == (2048, 128)
+    assert mistakes(tmp_path, MINIMAL | {"objective": "speed"}) == [
+        "objective: 'speed' is not allowed; allowed: throughput, latency"
+    ]
 
 
 def test_everything_can_be_said(tmp_path):
