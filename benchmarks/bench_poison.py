@@ -34,8 +34,8 @@ from pipeline.demo.texts import read_texts
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, load_ensemble
+from pipeline.step_makers import micro_batcher
 from pipeline.steps import EncodeStep
-from pipeline.work import micro_batcher
 from schemas.packs import PackedText, token_pack
 from schemas.records import InputRecord, Source
 from stages.encode import EncodeStage

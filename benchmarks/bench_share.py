@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from benchmarks.demo import DEMO
 from benchmarks.machine import machine
 from engines.rows import PackedRows
-from pipeline import work
+from pipeline import step_makers
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.assembly import open_tokenize_stage
 from pipeline.demo.texts import read_texts
@@ -95,7 +95,7 @@ class SleepingEngine:
 
 
 def work_with_sleeping_engine(file: Path, engine_ms: float) -> None:
-    work.open_encode_stage = lambda settings: EncodeStage(
+    step_makers.open_encode_stage = lambda settings: EncodeStage(
         [SleepingEngine(engine_ms)], row_length=settings.batching.row_length, max_length=256
     )
     serve(load_ensemble(file), "encode", http_port=0)

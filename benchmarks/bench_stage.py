@@ -34,7 +34,8 @@ from pipeline.broker import BrokerProcess, start_broker_process
 from pipeline.demo.texts import read_texts
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, Stage
-from pipeline.work import Makers, WorkerState, encode_step, load_stages, postprocess_step, work
+from pipeline.step_makers import Makers, encode_step, load_stages, postprocess_step
+from pipeline.work import WorkerState, work
 from schemas.packs import PackedText, encode_pack, encoding_pack, token_pack
 from stages.classification import TextClassification
 from stages.encode import EncodeStage

@@ -46,6 +46,10 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
         most_tokens=most_tokens(settings, tasks),
         deadline_ms=settings.requests.deadline_ms,
         lanes=[*settings.batching.lanes],
+        lane_topics={
+            each.topic_names.requests: lane
+            for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
+        },
     )
 
 

@@ -81,7 +81,7 @@ class Assignment:
         What lasts longer is a pause, with polls that bring no records, so that the group sees a living member.
         """
         tokens = sum(line.tokens_in_flight for line in self._lines.values())
-        self._metrics.in_flight(tokens)
+        self._metrics.in_flight(self._topic, tokens)
         if self.paused:
             if tokens < self._max_in_flight_tokens // 2:
                 consumer.resume(self._places())
@@ -161,7 +161,7 @@ class Assignment:
     def _set_paused(self, paused: bool) -> None:
         self.paused = paused
         self._full_since_ms = None
-        self._metrics.paused(paused)
+        self._metrics.paused(self._topic, paused)
 
     def _places(self) -> list[TopicPartition]:
         return [TopicPartition(self._topic, partition) for partition in self._lines]

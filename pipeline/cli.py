@@ -42,6 +42,7 @@ from pipeline.command_options import (
     Into,
     Json,
     Key,
+    Lane,
     LinesFile,
     ListPlans,
     LogLevel,
@@ -210,7 +211,9 @@ def topics(file: EnsembleFile, create: Create = False, fused: Fused = False, boo
 
 
 @command()
-def produce(file: EnsembleFile, source: LinesFile = "-", key: Key = None, bootstrap: Bootstrap = None) -> None:
+def produce(
+    file: EnsembleFile, source: LinesFile = "-", key: Key = None, lane: Lane = None, bootstrap: Bootstrap = None
+) -> None:
     """Send lines of text, or of JSON, as requests.
 
     A line that is a JSON object is sent as it is, any other as {"text": LINE}. Exit code 1 where not all were sent. It
@@ -222,7 +225,7 @@ def produce(file: EnsembleFile, source: LinesFile = "-", key: Key = None, bootst
     """
     from pipeline.produce import produce_lines
 
-    produce_lines(_load(file, bootstrap), source, key=key)
+    produce_lines(_load(file, bootstrap), source, key=key, lane=lane)
 
 
 @printing_command()

@@ -123,6 +123,7 @@ Key = Annotated[
     str | None,
     typer.Option(metavar="KEY", help="Of every record: one key, one partition, one order.", show_default=False),
 ]
+Lane = Annotated[str | None, typer.Option("--lane", help="The lane to send in; the first one by default.")]
 Count = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Stop after so many; without it when interrupted.", show_default=False),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -41,20 +41,24 @@ class DeadLetters:
         group: str,
         metrics: StageMetrics,
         header_style: HeaderStyle = "kafka",
+        groups: Mapping[str, str] | None = None,
     ) -> None:
+        """`groups` are those of other requests topics, whose lanes share the stage."""
         self.topic = topic
         self._header_style = header_style
         self._metrics = metrics
         self._settings = settings
         self._stage = stage
         self._group = group
+        self._groups = groups or {}
         self._lock = threading.Lock()
         self._reader: Consumer | None = None
 
     def of_record(self, record: InputRecord, error: BadRecord) -> OutputRecord:
         """A record as it was read."""
+        group = self._groups.get(record.source.topic, self._group)
         headers = dead_letter_headers(
-            error, source=record.source, stage=self._stage, group=self._group, style=self._header_style
+            error, source=record.source, stage=self._stage, group=group, style=self._header_style
         )
         log.warning("dead letter: %s: %s", record.source, error)
         self._metrics.dead_letter(error.reason)

@@ -69,6 +69,12 @@ def asyncapi(settings: EnsembleSettings) -> Document:
         },
         "channels": {
             "requests": channel(names.requests, "request", "What is to be answered; key and headers come back."),
+            **{
+                f"requests-{_NOT_IN_KEYS.sub('-', lane)}": channel(
+                    each.topic_names.requests, "request", f"The same, in the lane {lane}."
+                )
+                for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
+            },
             "results": channel(names.results, "result", "One for each request, in the order of its partition."),
             "deadLetters": channel(names.dead_letters, "deadLetter", "What can't be answered, as it was."),
         },

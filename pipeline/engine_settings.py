@@ -8,19 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from engines.lanes import LANES_PER_INSTANCE
 from engines.precision import Precision
 from pipeline.ensemble_file import FilePath, Section
 from pipeline.mistakes import Contradictions
-from pipeline.names import Name
+from pipeline.names import topic_name
 
 # They compute in each other's gaps.
 _GPU_INSTANCES = 2
 
+# Of a lane: the last one's share is never less than a thousandth of the first one's.
+_MOST_WEIGHT = 1_000
+
 # As a container sees its own.
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def _lanes(lanes: Mapping[str, int]) -> Mapping[str, int]:
+    if not lanes:
+        raise ValueError("an empty mapping is not allowed; allowed: a name and a weight for each lane")
+    for name, weight in lanes.items():
+        topic_name(name)
+        if weight not in range(1, _MOST_WEIGHT + 1):
+            raise ValueError(f"{name}: {weight} is not allowed; allowed: a weight from 1 to {_MOST_WEIGHT}")
+    return lanes
 
 
 class BatchingSettings(Section):
@@ -56,14 +69,16 @@ class BatchingSettings(Section):
     """Tokens of a packed row, a multiple of 8. On a CPU 64 (ONNX Runtime: 19 % faster than 128), on a GPU 128 (12 %
     faster than 256)."""
 
-    lanes: Mapping[Name, Annotated[int, Field(ge=1, le=1_000)]] = Field(default={"default": 1}, min_length=1)
-    """Lanes of the encode stage's queue and their weights, such as `{interactive: 8, bulk: 1}`. A request's header
-    `penstock.lane` names its lane, the first is for those that name none. While all have something waiting each gets
-    its weight's share of the tokens; what a lane leaves is the others'."""
+    lanes: Annotated[Mapping[str, int], AfterValidator(_lanes)] = {"default": 1}
+    """Lanes of the encode stage's queue and their weights, such as `{interactive: 8, bulk: 1}`. While all have
+    something waiting each gets its weight's share of the tokens; what a lane leaves is the others'. The first lane's
+    requests come by the ensemble's requests topic, another's by a topic of its own, `<requests topic>.bulk`, so that a
+    backlog there is in nobody's way; a request's header `penstock.lane` may name a lane too, for its place in the
+    queue."""
 
     max_in_flight_tokens: int = Field(default=65_536, ge=8, le=1 << 30)
     """Tokens that a worker has read and not yet delivered. Above it partitions are paused, below half of it
-    resumed. Bounds memory and what is repeated after a kill."""
+    resumed. Bounds memory and what is repeated after a kill. Of each lane, where there are several."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

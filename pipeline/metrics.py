@@ -32,6 +32,7 @@ class WorkerMetrics:
     def __init__(self, ensemble: str, *, restarts: int = 0) -> None:
         self.registry = CollectorRegistry()
         self.ensemble = ensemble
+        self._stages: dict[str, StageMetrics] = {}
         self.triton = TritonCollector()
         self.registry.register(self.triton)
         ProcessCollector(registry=self.registry)
@@ -60,7 +61,9 @@ class WorkerMetrics:
 
     def stage(self, name: str) -> StageMetrics:
         """The metrics of one stage."""
-        return StageMetrics(self, name)
+        if name not in self._stages:
+            self._stages[name] = StageMetrics(self, name)
+        return self._stages[name]
 
     def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"penstock_{name}", documentation, ("ensemble", *labels), registry=self.registry)
@@ -97,6 +100,8 @@ class StageMetrics:
         self._transactions_committed = worker.transactions.labels(*labels, "committed")
         self._transactions_aborted = worker.transactions.labels(*labels, "aborted")
         self._commit_seconds = worker.commit_seconds.labels(*labels)
+        self._tokens_by_topic: dict[str, int] = {}
+        self._paused_by_topic: dict[str, bool] = {}
         for reason in Reason:
             worker.dead_letters.labels(*labels, reason)
         worker.triton.declare(stage)
@@ -177,13 +182,15 @@ class StageMetrics:
         """How many wait for a batch now."""
         self._triton.set_pending(self._stage, texts)
 
-    def in_flight(self, tokens: int) -> None:
-        """How many tokens are read and not yet delivered now."""
-        self._in_flight_tokens.set(tokens)
+    def in_flight(self, topic: str, tokens: int) -> None:
+        """How many tokens of a topic are read and not yet delivered now."""
+        self._tokens_by_topic[topic] = tokens
+        self._in_flight_tokens.set(tokens if len(self._tokens_by_topic) == 1 else sum(self._tokens_by_topic.values()))
 
-    def paused(self, paused: bool) -> None:
-        """Whether the partitions are paused now."""
-        self._paused.set(paused)
+    def paused(self, topic: str, paused: bool) -> None:
+        """Whether a topic's partitions are paused now."""
+        self._paused_by_topic[topic] = paused
+        self._paused.set(any(self._paused_by_topic.values()))
 
     def lag(self, topic: str, partition: int, end: int, watermark: int | None, in_flight: int) -> None:
         """How far a partition is behind: `end` is its next offset to be written (below 0 where that isn't known),

@@ -10,11 +10,11 @@ from pydantic import AfterValidator
 from pipeline.mistakes import shown
 
 # Kafka allows topics of 249 characters; ".dead-letters" takes 13.
-_MAX_TOPIC_CHARACTERS = 249
+MAX_TOPIC_CHARACTERS = 249
 MAX_NAME_CHARACTERS = 200
 
 
-def topic_name(name: str, most_characters: int = _MAX_TOPIC_CHARACTERS) -> str:
+def topic_name(name: str, most_characters: int = MAX_TOPIC_CHARACTERS) -> str:
     """The name as it is. Raises ValueError where Kafka would refuse it."""
     if not re.fullmatch(r"[a-zA-Z0-9._-]+", name) or name in (".", "..") or len(name) > most_characters:
         allowed = f"letters, digits, '.', '_' and '-', at most {most_characters} of them"

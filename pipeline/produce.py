@@ -18,14 +18,17 @@ from pipeline.settings import EnsembleSettings
 _BLOCK_LINES = 1000
 
 
-def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None) -> None:
-    """Send every line of a file, or of standard input where `source` is `-`.
+def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None, lane: str | None = None) -> None:
+    """Send every line of a file, or of standard input where `source` is `-`, in the first lane or another.
 
     A line that no broker takes for its size is told and left out; the rest is sent. How many were sent is told however
     it ends, by Ctrl-C or SIGTERM too. Raises UserError before anything is sent, or after all that came before what is
     no line; WorkerFailure where not all was sent.
     """
-    topic = settings.topic_names.requests
+    lanes = dict(zip(settings.batching.lanes, settings.by_lane(), strict=True))
+    if lane is not None and lane not in lanes:
+        raise UserError(f"--lane: {lane!r} is not allowed; allowed: {', '.join(lanes)} (batching.lanes)")
+    topic = lanes.get(lane or "", settings).topic_names.requests
     with opened_lines(source) as descriptor:
         existing_partitions(settings.kafka, topic)
         sending = Sending(settings.kafka, client_id="penstock-produce", told_as="line")

@@ -82,11 +82,15 @@ def existing_partitions(kafka: KafkaSettings, topic: str) -> list[int]:
 def require_no_packs(settings: EnsembleSettings, admin: AdminClient) -> None:
     """Raises UserError where packs wait between the stages: a fused worker doesn't read them, and their requests are
     committed. TopicError, WorkerFailure where the broker doesn't say."""
-    names = settings.topic_names
     topics = broker_metadata(admin).topics
-    for stage, topic in zip(STAGES[1:], (names.tokens, names.encodings), strict=True):
+    between = [
+        (lane.group_id(stage), stage, topic)
+        for lane in settings.by_lane()
+        for stage, topic in zip(STAGES[1:], (lane.topic_names.tokens, lane.topic_names.encodings), strict=True)
+    ]
+    for group, stage, topic in between:
         partitions = [*topics[topic].partitions] if topic in topics else []
-        if has_backlog(settings.kafka.consumer_settings(), settings.group_id(stage), topic, partitions):
+        if has_backlog(settings.kafka.consumer_settings(), group, topic, partitions):
             raise UserError(
                 f"{topic}: holds packs that {stage} has not answered, and --fused would leave them: run the stages "
                 "apart (without --fused) until they are, or delete the topic to give them up"

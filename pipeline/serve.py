@@ -25,9 +25,10 @@ from pipeline.parent import parent_gone
 from pipeline.reach import fit_to_broker, require_no_packs, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings, Stage
 from pipeline.share_group import prepare_share_group, require_share_group
+from pipeline.step_makers import Makers, load_stages
 from pipeline.supervisor import RESTARTS
 from pipeline.topics import TopicError, broker_metadata, require_topics, wanted_topics
-from pipeline.work import Makers, WorkerState, load_stages, work
+from pipeline.work import WorkerState, work
 
 log = logging.getLogger("penstock.serve")
 

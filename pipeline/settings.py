@@ -29,7 +29,7 @@ from pipeline.ensemble_file import Section, WholeFile, read_settings, validate_s
 from pipeline.kafka_settings import KafkaSettings, checked_servers, is_secret
 from pipeline.mistakes import Contradictions, SettingsError, shown
 from pipeline.model_settings import ModelSettings, TokenizerSettings
-from pipeline.names import MAX_NAME_CHARACTERS, Name, TopicName
+from pipeline.names import MAX_NAME_CHARACTERS, MAX_TOPIC_CHARACTERS, Name, TopicName
 from pipeline.share_settings import EncodeOrder, ShareGroupSettings
 from schemas.headers import HeaderStyle
 from schemas.requests import RequestFormat
@@ -226,6 +226,14 @@ class EnsembleSettings(WholeFile):
             if (other := topics.setdefault(topic.replace(".", "_"), option)) != option:
                 message = f"{shown(topic)} is also the topic of {other}; allowed: a topic of its own"
                 wrong.add("topics", option, message=message)
+        for lane in self.by_lane()[1:]:
+            for topic in (lane.topic_names.requests, lane.topic_names.tokens, lane.topic_names.encodings):
+                if topic.replace(".", "_") in topics or len(topic) > MAX_TOPIC_CHARACTERS:
+                    message = f"{shown(topic)} would be a topic twice, or too long; allowed: another name of the lane"
+                    wrong.add("batching", "lanes", message=message)
+                    break
+        if self.encode_order == "none" and len(self.batching.lanes) > 1:
+            wrong.add("encode_order", message="'none' is not allowed with batching.lanes; allowed: partition")
         if self.encode_order == "none" and self.delivery == "exactly_once":
             message = "'none' is not allowed with delivery: exactly_once (share groups have no transactions)"
             wrong.add("encode_order", message=f"{message}; allowed: partition")
@@ -257,6 +265,18 @@ class EnsembleSettings(WholeFile):
     def commit_every_ms(self) -> int:
         """`commit_interval_ms`, or what suits the delivery."""
         return self.commit_interval_ms or DEFAULT_COMMIT_INTERVAL_MS[self.delivery]
+
+    def by_lane(self) -> list[EnsembleSettings]:
+        """As each lane's reader sees it: the first lane has the ensemble's topics and groups, each other one's requests
+        and packs go over topics of its own, and its groups are its own."""
+        names = self.topic_names
+        found = [self]
+        for lane in [*self.batching.lanes][1:]:
+            own = {topic: f"{getattr(names, topic)}.{lane}" for topic in ("requests", "tokens", "encodings")}
+            shared = {topic: getattr(names, topic) for topic in ("results", "dead_letters")}
+            topics = self.topics.model_copy(update=own | shared)
+            found.append(self.model_copy(update={"name": f"{self.name}.{lane}", "topics": topics}))
+        return found
 
     def runs_fused(self, wanted: bool = False) -> bool:
         """Whether all stages run in one process, by the command or by the objective."""

@@ -282,10 +282,10 @@ class ShareWorker:
         """Above the bound on tokens nothing is polled until half of it has arrived."""
         bound = self._max_in_flight_tokens // 2 if self._paused else self._max_in_flight_tokens
         paused = self._tokens_in_flight > bound
-        self._metrics.in_flight(self._tokens_in_flight)
+        self._metrics.in_flight(self._topic, self._tokens_in_flight)
         if paused is not self._paused:
             self._paused = paused
-            self._metrics.paused(paused)
+            self._metrics.paused(self._topic, paused)
         return not paused
 
     def _observe(self) -> None:

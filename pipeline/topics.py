@@ -80,13 +80,13 @@ def wanted_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[Wa
         # Packs have no key, which a compacted topic refuses.
         _CLEANUP: "delete",
     }
-    configs: dict[str, Mapping[str, str]] = {
-        names.requests: {_SIZE: str(request_bytes)},
-        names.tokens: intermediate,
-        names.encodings: intermediate,
-        names.results: {_SIZE: str(MAX_RECORD_BYTES)},
-        names.dead_letters: {_SIZE: str(MAX_RECORD_BYTES), _CLEANUP: "delete"},
-    }
+    configs: dict[str, Mapping[str, str]] = {}
+    for lane in (each.topic_names for each in settings.by_lane()):
+        configs[lane.requests] = {_SIZE: str(request_bytes)}
+        if not fused:
+            configs |= {lane.tokens: intermediate, lane.encodings: intermediate}
+    configs[names.results] = {_SIZE: str(MAX_RECORD_BYTES)}
+    configs[names.dead_letters] = {_SIZE: str(MAX_RECORD_BYTES), _CLEANUP: "delete"}
     return [
         WantedTopic(
             name=name,
@@ -95,7 +95,6 @@ def wanted_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[Wa
             config=config,
         )
         for name, config in configs.items()
-        if not (fused and name in (names.tokens, names.encodings))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,10 +63,12 @@ class TokenizeStage:
         most_tokens: int = sys.maxsize,
         deadline_ms: int | None = None,
         lanes: Collection[str] = (),
+        lane_topics: Mapping[str, str] | None = None,
     ) -> None:
         """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have. A
         text of more than `most_tokens` would have a result that is too large for Kafka. A request has expired
-        `deadline_ms` after it was written. `lanes` are those that its headers may name."""
+        `deadline_ms` after it was written. `lanes` are those that its headers may name, `lane_topics` the lanes of
+        topics whose requests name none."""
         self._tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
@@ -74,6 +76,7 @@ class TokenizeStage:
         self._most_tokens = most_tokens
         self._deadline_ms = deadline_ms
         self._lanes = lanes
+        self._lane_topics = lane_topics or {}
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
         self._names_words = "token-classification" in tasks
@@ -123,18 +126,21 @@ class TokenizeStage:
                     check_parameters(request.parameters, self._tasks)
                 if self._names_words:
                     request = _with_text(request)
-                urgency = urgency_of(record.headers, written_ms=record.written_ms, deadline_ms=self._deadline_ms)
-                if urgency is not None and urgency.lane is not None and self._lanes:
-                    self._check_lane(urgency.lane)
+                urgency = self._urgency(record)
             except BadRecord as err:
                 bad.append(Rejected(record, err))
             else:
                 good.append(_Good(record, request, urgency))
         return good, bad
 
-    def _check_lane(self, lane: str) -> None:
-        if lane not in self._lanes:
+    def _urgency(self, record: InputRecord) -> Urgency | None:
+        urgency = urgency_of(record.headers, written_ms=record.written_ms, deadline_ms=self._deadline_ms)
+        lane = urgency.lane if urgency is not None else None
+        if lane is not None and self._lanes and lane not in self._lanes:
             raise BadRecord(Reason.BAD_HEADERS, f"{LANE}: {lane[:40]!r}; allowed: {', '.join(self._lanes)}")
+        if lane is None and (of_topic := self._lane_topics.get(record.source.topic)) is not None:
+            return msgspec.structs.replace(urgency or Urgency(), lane=of_topic)
+        return urgency
 
     def _tokenized(self, requests: Sequence[list[TextInput]]) -> list[TokenizedText | BadRecord]:
         """One entry a request: a text's windows, or the window of each of its pairs."""

@@ -21,7 +21,8 @@ from tests.tasks.test_tokens_against_transformers import write_model as write_to
 
 def test_yaml_and_json_are_one_document(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     kafka = {"bootstrap.servers": "one:9092, two:9093", "security.protocol": "SSL"}
-    file = ensemble(kafka=kafka, name="reviews", dead_letters={"header_style": "spring"})
+    lanes = {"lanes": {"now": 4, "a.b": 1}}
+    file = ensemble(kafka=kafka, name="reviews", dead_letters={"header_style": "spring"}, batching=lanes)
     found = penstock("describe", file, "--json")
     assert found.code == 0
     document = json.loads(found.out)
@@ -34,6 +35,7 @@ def test_yaml_and_json_are_one_document(penstock: Penstock, ensemble: WriteEnsem
     addresses = {name: channel["address"] for name, channel in document["channels"].items()}
     assert addresses == {
         "requests": "reviews.requests",
+        "requests-a-b": "reviews.requests.a.b",
         "results": "reviews.results",
         "deadLetters": "reviews.dead-letters",
     }

@@ -110,10 +110,11 @@ def test_failures_are_told_by_reason_from_zero_on(worker):
 
 def test_gauges_say_how_it_is_now(worker):
     stage = worker.stage("encode")
-    stage.in_flight(500)
-    stage.paused(True)
+    stage.in_flight("t", 500)
+    stage.paused("t", True)
     stage.pending(7)
-    stage.in_flight(300)
+    stage.in_flight("t", 200)
+    stage.in_flight("t.bulk", 100)
     found = samples(worker)
     assert found["penstock_in_flight_tokens", "demo", "encode"] == 300
     assert found["penstock_paused", "demo", "encode"] == 1

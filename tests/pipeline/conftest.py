@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.mock_cluster import EmbeddedBroker
 from pipeline.reach import fit_to_broker
 from pipeline.settings import STAGES, EnsembleSettings
+from pipeline.topics import wanted_topics
 from pipeline.work import WorkerState, work
+from tests.eventually import eventually
 
 # Longer than anything here takes; a test that waits for so long has failed.
 WAIT_S = 30.0
@@ -48,9 +50,8 @@ def settings(broker: EmbeddedBroker, small_model: Path) -> Callable[..., Ensembl
             "kafka": {"bootstrap.servers": broker.bootstrap, "consumer": {"group.protocol": "consumer"}},
         }
         made = EnsembleSettings.model_validate(data | changes)
-        names = made.topic_names
-        for name in (names.requests, names.tokens, names.encodings, names.results, names.dead_letters):
-            broker.create_topic(name, partitions)
+        for topic in wanted_topics(made):
+            broker.create_topic(topic.name, partitions)
         return made
 
     return make
@@ -147,6 +148,10 @@ class Topics:
         finally:
             consumer.close()
         return messages
+
+    def await_committed(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """A group commits these offsets, sooner or later."""
+        eventually(lambda: self.committed(group, topic) == offsets, lambda: self.committed(group, topic))
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """A group's committed offsets."""

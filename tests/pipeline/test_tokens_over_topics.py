@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import work
+from pipeline import step_makers
 from pipeline.ensemble import Ensemble
 from pipeline.settings import EnsembleSettings
 from schemas.packs import EncodingPack
@@ -32,7 +32,7 @@ def test_topics_and_predict_answer_the_same(
         parts.append(len(found))
         return found
 
-    monkeypatch.setattr(work, "parted", counted)
+    monkeypatch.setattr(step_makers, "parted", counted)
     source = str(write_model(tmp_path / "model", "bert"))
     models = [
         {"name": "names", "source": source, "aggregation_strategy": "first"},

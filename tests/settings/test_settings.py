@@ -135,6 +135,31 @@ def test_with_latency_for_its_objective_nothing_waits_unless_the_file_says_so(tm
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lanes": {}}, "batching.lanes: an empty mapping is not allowed; allowed: a name and a weight for each lane"),
+        ({"lanes": {"a": 0}}, "batching.lanes: a: 0 is not allowed; allowed: a weight from 1 to 1000"),
+        ({"lanes": {"a b": 1}}, "batching.lanes: 'a b' is not allowed; allowed: letters, digits"),
+        ({"lanes": ["a"]}, "batching.lanes: "),
+        ({"lanes": {"a": 1, "x" * 200: 1}}, "batching.lanes: "),
+    ],
+)
+def test_lanes_that_can_not_be(tmp_path, changes, message):
+    [found] = mistakes(tmp_path, MINIMAL | {"name": "n" * 50, "batching": changes})
+    assert found.startswith(message)
+
+
+def test_lanes_and_topics_do_not_meet(tmp_path):
+    lanes = {"batching": {"lanes": {"a": 1, "bulk": 1}}}
+    [found] = mistakes(tmp_path, MINIMAL | lanes | {"topics": {"results": "reviews.requests.bulk"}})
+    assert found == (
+        "batching.lanes: 'reviews.requests.bulk' would be a topic twice, or too long; allowed: another name of the lane"
+    )
+    [found] = mistakes(tmp_path, MINIMAL | lanes | {"encode_order": "none"})
+    assert found == "encode_order: 'none' is not allowed with batching.lanes; allowed: partition"
+
+
 def test_everything_can_be_said(tmp_path):
     ensemble = load(tmp_path, FULL)
     assert ensemble.topic_names.dead_letters == "dead"

@@ -23,8 +23,8 @@ from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings
 from pipeline.share_group import ONE_PACK_A_BATCH, prepare_share_group
 from pipeline.share_work import share_worker
+from pipeline.step_makers import intake_of
 from pipeline.up import make_topics
-from pipeline.work import intake_of
 from schemas.packs import PackedText, decode_token_pack, encode_pack, token_pack
 from schemas.records import OutputRecord
 from tests.eventually import WAIT_S

@@ -23,9 +23,9 @@ from pipeline.errors import WorkerFailure
 from pipeline.exactly_once import ExactlyOnce
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import STAGES, EnsembleSettings, Stage
+from pipeline.step_makers import intake_of, sealed
 from pipeline.steps import EncodeStep, Next, PostprocessStep, Step, TokenizeStep
 from pipeline.transactions import TransactionLane
-from pipeline.work import intake_of, sealed
 from pipeline.worker import Worker
 from schemas.errors import BadRecord, Reason
 from schemas.headers import read_cause
