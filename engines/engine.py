@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Literal, assert_never
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineUnavailable
 from engines.heads import ModelOutput
-from engines.padded import PaddedEngine
+from engines.padded import PADDED_TOKENS, PaddedEngine, padded_lengths
 from engines.rows import Engine
 
 if TYPE_CHECKING:
     from engines.source import GraphSource
 
 EngineKind = Literal["onnxruntime", "openvino", "numpy"]
-
-# Padded rows on a processor: their lengths, and how many tokens are computed at a time.
-_LENGTH_STEP = 16
-_PADDED_TOKENS = 4096
 
 
 def open_engine(
@@ -60,5 +56,4 @@ def open_source(kind: EngineKind, source: GraphSource, *, threads: int, instance
             assert_never(kind)
     if not source.one_text_a_row:
         return engine
-    lengths = [*range(_LENGTH_STEP, source.max_positions, _LENGTH_STEP), source.max_positions]
-    return PaddedEngine(engine, lengths=lengths, max_tokens=_PADDED_TOKENS)
+    return PaddedEngine(engine, lengths=padded_lengths(source.max_positions), max_tokens=PADDED_TOKENS)

@@ -14,7 +14,7 @@ from engines.checkpoint import Pooling
 from engines.finished_plan import FinishedPlan
 from engines.heads import ModelOutput, TokenOutput
 from engines.lane_arrays import Arrays, Layout
-from engines.numpy_outputs import finished
+from engines.numpy_outputs import finished, pooled
 from engines.plan_shapes import PlanShape
 from engines.rows import PackedRows
 
@@ -64,7 +64,7 @@ class FinishedArrays:
     def answers(self, outputs: Arrays, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
         found = outputs[self._plan.output][: rows.row.size]
         lengths = np.count_nonzero(rows.segment_ids, axis=1)
-        pooled: dict[Pooling | None, NDArray[np.float64]] = {}
+        pooled_by: dict[Pooling | None, NDArray[np.float64]] = {}
         answers: dict[str, NDArray[np.float32]] = {}
         with np.errstate(all="ignore"):  # what is not finite is its reader's to find
             for output in self._outputs:
@@ -73,19 +73,7 @@ class FinishedArrays:
                     answers[output.name] = finished(output, tokens).astype(np.float32)
                     continue
                 pooling = output.pooling if self._plan.per_token else None
-                if pooling not in pooled:
-                    pooled[pooling] = _pooled(found, pooling, lengths)
-                answers[output.name] = finished(output, pooled[pooling]).astype(np.float32)
+                if pooling not in pooled_by:
+                    pooled_by[pooling] = pooled(found, pooling, lengths)
+                answers[output.name] = finished(output, pooled_by[pooling]).astype(np.float32)
         return answers
-
-
-def _pooled(found: NDArray[np.floating], pooling: Pooling | None, lengths: NDArray[np.intp]) -> NDArray[np.float64]:
-    """(N, W) of (N, W), or of (N, S, W). Only a text's own tokens are read: zero times a NaN would be one. It is faster
-    than a product with the mask, too: 4.3 ms of 512 texts of 24 tokens in 32, against 6.7."""
-    if pooling == "mean":
-        found = np.stack(
-            [row[:length].mean(axis=0, dtype=np.float32) for row, length in zip(found, lengths, strict=True)]
-        )
-    elif pooling == "cls":
-        found = found[:, 0]
-    return found.astype(np.float64)

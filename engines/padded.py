@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 from engines.plan_shapes import PlanShape
 from engines.rows import Engine, PackedRows, empty_answers, text_places
 
+# On a processor: the rows' lengths, and how many tokens are computed at a time.
+_LENGTH_STEP = 16
+PADDED_TOKENS = 4096
+
+
+def padded_lengths(longest: int) -> list[int]:
+    """On a processor, where any length may be computed; texts have at most `longest` tokens."""
+    return [*range(_LENGTH_STEP, longest, _LENGTH_STEP), longest]
+
 
 class PaddedEngine:
     """Implements `engines.rows.Engine` over one that wants rows of one text.

@@ -5,19 +5,25 @@ Each stage is opened on its own, so that a worker loads what its stage needs: on
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from functools import cache
 
 from engines.rows import Engine
 from pipeline.model_engines import open_model_engine
 from pipeline.model_files import blaming, found_folder, max_length, model_folder
-from pipeline.model_tasks import model_task, model_tasks, most_tokens
+from pipeline.model_tasks import known_parameters, model_task, model_tasks, most_tokens
+from pipeline.own_tokenizers import own_tokenizer
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
+from schemas.requests import OFFSET_TASKS
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
 from stages.text_tokenizer import TextTokenizer
 from stages.tokenize import TokenizeStage
+from stages.tokenizer_files import no_offsets
+
+log = logging.getLogger("penstock.tokenizer")
 
 __all__ = ["max_length", "open_encode_stage", "open_postprocess_stage", "open_tokenize_stage", "open_tokenizer"]
 
@@ -25,12 +31,14 @@ __all__ = ["max_length", "open_encode_stage", "open_postprocess_stage", "open_to
 def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
     window = max_length(settings)
+    own = own_tokenizer(settings) if settings.tokenizer.class_ is not None else None
     with blaming(settings, *settings.tokenizer_place):
         return TextTokenizer(
             found_folder(settings.tokenizer_source),
             max_length=window,
             long_texts=settings.tokenizer.long_texts,
             stride=settings.tokenizer.stride_in(window),
+            own=own,
         )
 
 
@@ -38,11 +46,17 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
     """Requests to packs, by the ensemble's tokenizer. Raises UserError."""
     tokenizer = open_tokenizer(settings)
     tasks = model_tasks(settings)
+    if tokenizer.slow:
+        log.warning("%s: %s is a slow tokenizer, in Python, a text at a time", settings.name, tokenizer.slow)
+    if not tokenizer.has_offsets and not OFFSET_TASKS.isdisjoint(tasks):
+        with blaming(settings, *settings.tokenizer_place):
+            raise no_offsets(str(settings.tokenizer.class_ or tokenizer.slow))
     return TokenizeStage(
         tokenizer,
         request_format=settings.requests.format,
         max_text_bytes=settings.requests.max_text_bytes,
         tasks=tasks,
+        known_parameters=known_parameters(settings, tasks),
         most_tokens=most_tokens(settings, tasks),
         deadline_ms=settings.requests.deadline_ms,
         lanes=[*settings.batching.lanes],

@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage
+from pipeline.class_paths import ClassPath
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
@@ -16,6 +19,9 @@ from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.requests import RequestKind
 from schemas.results import Entity, EntityGroup, Label, Output, Ranked, ZeroShot
+
+# Of an output whose shape nobody knows.
+_MOST_CHARACTERS = 80
 
 _SAMPLE = "The quick brown fox jumps over the lazy dog."
 _SAMPLES: dict[RequestKind, str | dict[str, str | list[str]]] = {
@@ -58,7 +64,9 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     host_is_ours = succeeds(f"http {settings.http.host}", lambda: _http(settings))
     broker_answers = succeeds(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
     topics_fit = broker_answers and succeeds("topics", lambda: _topics(settings, fused=fused))
-    tokenizer_loads = succeeds(f"tokenizer {settings.tokenizer_source}", lambda: _tokenizer(settings))
+    tokenizer_loads = succeeds(
+        f"tokenizer {settings.tokenizer.class_ or settings.tokenizer_source}", lambda: _tokenizer(settings)
+    )
     models_load = succeeds("models " + ", ".join(model.name for model in settings.models), load_models)
     answers = models_load and tokenizer_loads and succeeds("one text", lambda: _one_text(loaded[0]))
     return 0 if host_is_ours and topics_fit and answers else EXIT_USER_ERROR
@@ -104,8 +112,9 @@ def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:
-    open_tokenize_stage(settings)
-    return f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
+    slow = open_tokenize_stage(settings).slow_tokenizer
+    said = f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
+    return f"{said}; {slow} is slow: a text at a time, in Python" if slow else said
 
 
 def _load_without_tokenizer(settings: EnsembleSettings) -> None:
@@ -119,8 +128,17 @@ def _one_text(ensemble: Ensemble) -> str:
         [answer] = ensemble.predict([_SAMPLES[ensemble.request_kind]])
     if isinstance(answer, Refused):
         raise UserError(f"{answer.reason}: {answer.error}")
-    outputs = ", ".join(f"{name} {_shape(output)}" for name, output in answer.outputs.items())
+    own = {model.name for model in ensemble.settings.models if isinstance(model.task, ClassPath)}
+    outputs = ", ".join(
+        f"{name} {_cut(output) if name in own else _shape(output)}" for name, output in answer.outputs.items()
+    )
     return f"{answer.tokens} tokens; {outputs}"
+
+
+def _cut(output: object) -> str:
+    """What a class of the user's own answers, as the result has it."""
+    text = msgspec.json.encode(output).decode()
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
 
 
 def _shape(output: Output) -> str:

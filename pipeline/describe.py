@@ -13,7 +13,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.model_tasks import model_tasks
+from pipeline.model_tasks import known_parameters, model_tasks
+from pipeline.own_tasks import own_schemas
 from pipeline.settings import EnsembleSettings
 from schemas.errors import Reason
 from schemas.headers import CLOUDEVENTS_ID, header_names
@@ -41,7 +42,9 @@ def describe(settings: EnsembleSettings, *, as_json: bool) -> None:
 def asyncapi(settings: EnsembleSettings) -> Document:
     """The document as JSON has it. Raises UserError where the models' files can't be read."""
     names = settings.topic_names
-    tasks = dict(zip((model.name for model in settings.models), model_tasks(settings), strict=True))
+    of_models = model_tasks(settings)
+    tasks = dict(zip((model.name for model in settings.models), of_models, strict=True))
+    own = own_schemas(settings)
     text = settings.requests.format == "text"
     security = str(settings.kafka.client_settings().get("security.protocol", "PLAINTEXT"))
     protocol = "kafka-secure" if security.upper().endswith("SSL") else "kafka"
@@ -60,7 +63,9 @@ def asyncapi(settings: EnsembleSettings) -> Document:
         "info": {
             "title": settings.name,
             "version": "1",
-            "description": "; ".join(f"{name}: {task}" for name, task in tasks.items()),
+            "description": "; ".join(
+                f"{model.name}: {model.task if model.name in own else tasks[model.name]}" for model in settings.models
+            ),
         },
         "defaultContentType": "application/json",
         "servers": {
@@ -92,9 +97,9 @@ def asyncapi(settings: EnsembleSettings) -> Document:
                 | (
                     {"contentType": "text/plain", "payload": {"type": "string"}}
                     if text
-                    else {"payload": request_schema(tasks.values())}
+                    else {"payload": request_schema(of_models, known_parameters(settings, of_models))}
                 ),
-                "result": {"payload": result_schema(tasks)},
+                "result": {"payload": result_schema(tasks, own)},
                 "deadLetter": {
                     "contentType": "application/octet-stream",
                     "headers": {

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from engines.lanes import LANES_PER_INSTANCE
 from engines.precision import Precision
+from pipeline.class_paths import ClassPath, names_or_class
 from pipeline.ensemble_file import FilePath, Section
 from pipeline.mistakes import Contradictions
 from pipeline.names import topic_name
@@ -24,6 +25,9 @@ _MOST_WEIGHT = 1_000
 
 # As a container sees its own.
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+Kind = Literal["onnxruntime", "openvino", "numpy", "tensorrt"]
 
 
 def _lanes(lanes: Mapping[str, int]) -> Mapping[str, int]:
@@ -125,13 +129,18 @@ LATENCY_GPU_BATCHING: Mapping[str, int] = {"pack_delay_ms": 0, "max_batch_tokens
 class EngineSettings(Section):
     """What computes."""
 
-    kind: Literal["onnxruntime", "openvino", "numpy", "tensorrt"] = "onnxruntime"
+    kind: Annotated[Kind | ClassPath, names_or_class(get_args(Kind))] = "onnxruntime"
     """`tensorrt` is for NVIDIA GPUs and needs `pip install 'penstock[gpu]'`; `openvino` needs `pip install openvino`
-    and is faster on some processors; `numpy` is slow and exact."""
+    and is faster on some processors; `numpy` is slow and exact. A class of your own, as `module:Class`, computes in
+    their place: docs/own-classes.md."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What a class that is `kind` is called with, by keyword."""
 
     instances: int | None = Field(default=None, ge=1, le=256)
     """On processors: batches that are computed at the same time, by default as many as the process has processors for.
-    On a GPU: streams, by default 2, each with one batch in work and one behind it."""
+    On a GPU: streams, by default 2, each with one batch in work and one behind it. A class of your own is called by
+    one thread at a time unless this says more."""
 
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of one instance on processors. More instances give throughput, more threads make a lone text faster."""
@@ -164,6 +173,8 @@ class EngineSettings(Section):
         """`instances`, or what fits the processors that this process may use; of each GPU."""
         if self.on_gpu:
             return self.instances or _GPU_INSTANCES
+        if isinstance(self.kind, ClassPath):
+            return self.instances or 1  # a class that says nothing of threads
         return self.instances or max(1, processors() // self.threads)
 
     @property
@@ -181,6 +192,9 @@ class EngineSettings(Section):
         wrong = Contradictions()
         if self.precision not in (None, "fp32") and not self.on_gpu:
             wrong.add("precision", message=f"{self.precision} is not allowed with {self.kind}; allowed: fp32")
+        if self.options and not isinstance(self.kind, ClassPath):
+            message = f"has no effect with {self.kind}; allowed with: a class of yours, as module:Class"
+            wrong.add("options", message=message)
         if not self.devices or len({*self.devices}) < len(self.devices) or min(self.devices) < 0:
             wrong.add("devices", message=f"{[*self.devices]} is not allowed; allowed: numbers of GPUs, each once")
         for option in ("devices", "plans", "plan_cache", "sample_texts") if not self.on_gpu else ():

@@ -17,6 +17,8 @@ from engines.heads import (
     token_classification_head,
 )
 from engines.rows import Engine
+from pipeline.class_paths import ClassPath
+from pipeline.mistakes import Place
 from pipeline.model_files import blaming, max_length, model_config, model_folder, model_head, pooling_of, task_of
 from pipeline.plans.samples import Windows
 from pipeline.settings import EnsembleSettings
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 def open_model_engine(settings: EnsembleSettings, indices: Sequence[int], samples: Windows) -> Engine:
     """With its weights on board; what was read of them is let go."""
     engine, first = settings.engine, indices[0]
+    if isinstance(engine.kind, ClassPath):
+        from pipeline.own_engines import open_own_engine
+
+        return open_own_engine(settings, indices, engine.kind, user_output)
     if settings.models[first].onnx is not None:
         return _open_onnx_engine(settings, indices, samples)
     if settings.models[first].plan is not None:
@@ -48,9 +54,10 @@ def _open_onnx_engine(settings: EnsembleSettings, indices: Sequence[int], sample
     model, config = settings.models[indices[0]], model_config(settings, indices[0])
     with blaming(settings, "models", indices[0], "onnx"):
         found = user_models.read_model(model)
-        outputs = [_user_output(settings, index, config, found) for index in indices]
+        outputs = [user_output(settings, index, config, found) for index in indices]
         source = user_models.graph_source(model, config, outputs, max_length=max_length(settings))
         engine = settings.engine
+        assert not isinstance(engine.kind, ClassPath), "the settings refuse both"
         if engine.kind == "tensorrt":
             from pipeline.plans.opening import open_tensorrt_onnx_engine
 
@@ -72,7 +79,7 @@ def _open_plan(settings: EnsembleSettings, indices: Sequence[int]) -> Engine:
         return open_finished_plan(
             settings,
             model.plan,
-            lambda plan: [_user_output(settings, index, config, plan) for index in indices],
+            lambda plan: [user_output(settings, index, config, plan) for index in indices],
             output=model.plan_output,
             vocab_size=config.config.vocab_size or None,
             first_position=config.config.first_position,
@@ -80,17 +87,21 @@ def _open_plan(settings: EnsembleSettings, indices: Sequence[int]) -> Engine:
         )
 
 
-def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig, found: Answer) -> ModelOutput:
-    """Of a file of the user's: `found` is what it says of itself."""
+def user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig, found: Answer) -> ModelOutput:
+    """Of a file of the user's, or a class: `found` is what it says of itself."""
     from pipeline import user_models
 
     model = settings.models[index]
+    place: Place = ("models", index, "onnx" if model.plan is None else "plan")
+    of_class = isinstance(settings.engine.kind, ClassPath)
+    if of_class:
+        place = ("engine", "kind")
     head = model_head(settings, index) if model.head is not None else None
-    task = task_of(model, config)
-    with blaming(settings, "models", index, "onnx" if model.plan is None else "plan"):
+    task = task_of(settings, index, config)
+    with blaming(settings, *place):
         if task == "token-classification":
             return user_models.token_logits_output(model, config, found)
-        if task in ("feature-extraction", "sentence-embedding") and model.plan is not None:
+        if task in ("feature-extraction", "sentence-embedding") and (model.plan is not None or of_class):
             user_models.check_plan_width(config, found)
         if task == "feature-extraction":
             return user_models.token_output(model, found)
@@ -105,7 +116,7 @@ def _user_output(settings: EnsembleSettings, index: int, config: CheckpointConfi
 
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> ModelOutput:
     model = settings.models[index]
-    task = task_of(model, checkpoint)
+    task = task_of(settings, index, checkpoint)
     if task == "feature-extraction":
         return TokenOutput(name=model.name)
     if task == "token-classification":

@@ -22,6 +22,7 @@ from engines.errors import (
     SamplesError,
 )
 from engines.heads import Head, load_head
+from pipeline.class_paths import ClassPath
 from pipeline.errors import WorkerFailure
 from pipeline.model_settings import ModelSettings, Task
 from pipeline.settings import EnsembleSettings
@@ -45,7 +46,7 @@ def model_config(settings: EnsembleSettings, index: int) -> CheckpointConfig:
     """What its folder says of it. Raises SettingsError."""
     folder = model_folder(settings, index)
     with blaming(settings, "models", index, "source"):
-        return read_config(folder, any_model=not settings.models[index].is_checkpoint)
+        return read_config(folder, any_model=not settings.computes_checkpoint(index))
 
 
 def max_length(settings: EnsembleSettings) -> int:
@@ -73,8 +74,14 @@ def model_head(settings: EnsembleSettings, index: int) -> Head:
         return load_head(path)
 
 
-def task_of(model: ModelSettings, config: CheckpointConfig) -> Task:
-    """What the ensemble file says, else what the checkpoint is made for."""
+def task_of(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> Task:
+    """What the ensemble file says, else what the checkpoint is made for; of a class of the user's own, the task whose
+    numbers it reads. Raises SettingsError."""
+    model = settings.models[index]
+    if isinstance(model.task, ClassPath):
+        from pipeline.own_tasks import numbers_read
+
+        return numbers_read(settings, index, config)
     if model.task is not None:
         return model.task
     if model.head is not None or config.classifies:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from pipeline.class_paths import ClassPath, OptionalClass, names_or_class
 from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
 from pipeline.names import Name
@@ -33,7 +34,10 @@ _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "precision": ("sentence-embedding",),
     "aggregation_strategy": ("token-classification",),
     "ranges": ("sentence-embedding",),
+    "ignore_labels": ("token-classification",),
 }
+# And a class of the user's own, whatever it reads.
+_OF_CLASSES = ("head", "pooling", "normalize")
 
 # Of which the checkpoint's own head has its own pooling.
 _CLASSIFIERS: tuple[Task, ...] = ("text-classification", "text-ranking", "zero-shot-classification")
@@ -61,6 +65,12 @@ class TokenizerSettings(Section):
     source: ModelSource | None = None
     """A model's folder or an installed package that ships one. Default: the first model's source."""
 
+    class_: OptionalClass = Field(default=None, alias="class")
+    """A tokenizer of your own in place of the model's, as `module:Class`: docs/own-classes.md."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What `class` is called with, by keyword."""
+
     max_length: int | None = Field(default=None, ge=_SPECIAL_TOKENS + 1, le=32_768)
     """Tokens of one window, special ones included. Default: what the model's files say. Attention costs its square,
     so a smaller one makes long texts cheaper, in more windows."""
@@ -81,6 +91,8 @@ class TokenizerSettings(Section):
         if self.long_texts == "stride" and self.stride is not None and self.stride > most:
             what = f"{self.stride} leaves no new token in a window of {self.max_length} (max_length)"
             wrong.add("stride", message=f"{what}; allowed: at most {most}")
+        if self.options and self.class_ is None:
+            wrong.add("options", message="has no effect without class; allowed with: class")
         wrong.raise_if_any()
         return self
 
@@ -115,10 +127,14 @@ class ModelSettings(Section):
     plan_output: str | None = Field(default=None, min_length=1)
     """The plan's output to be used, as `onnx_output`."""
 
-    task: Task | None = None
+    task: Annotated[Task | ClassPath | None, names_or_class(get_args(Task), optional=True)] = None
     """Default: what the checkpoint is made for: text-classification with a head, token-classification with one of
     tokens, else sentence-embedding. text-ranking is a cross-encoder's (one logit), zero-shot-classification wants a
-    model of natural language inference, feature-extraction answers the vector of each token."""
+    model of natural language inference, feature-extraction answers the vector of each token. A class of your own, as
+    `module:Class`, makes the output of the model's numbers: docs/own-classes.md."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What a class that is `task` is called with, by keyword."""
 
     pooling: Literal["mean", "cls"] | None = None
     """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
@@ -148,6 +164,9 @@ class ModelSettings(Section):
     those of one entity that follow one another; `first`, `average` and `max` do so with whole words, each labelled by
     its tokens' scores."""
 
+    ignore_labels: Annotated[tuple[str, ...], Field(strict=False)] = ("O",)
+    """What a token-classification leaves out: labels, or with another strategy than `none` their entities."""
+
     truncate_dim: int | None = Field(default=None, ge=1)
     """How many of an embedding's first numbers are kept (Matryoshka). With `normalize: true` what is kept gets length
     1."""
@@ -175,8 +194,11 @@ class ModelSettings(Section):
         if self.plan is not None and self.onnx is not None:
             wrong.add("plan", message="is not allowed with onnx; allowed: one of them")
         for option, tasks in _OF_TASKS.items():
-            if self.task is not None and option in self.model_fields_set and self.task not in tasks:
+            of_class = isinstance(self.task, ClassPath) and option in _OF_CLASSES
+            if self.task is not None and option in self.model_fields_set and self.task not in tasks and not of_class:
                 wrong.add(option, message=f"has no effect on a {self.task}; allowed with: {', '.join(tasks)}")
+        if self.options and not isinstance(self.task, ClassPath):
+            wrong.add("options", message="has no effect without a class of yours; allowed with: task: module:Class")
         if self.precision in ("int8", "uint8") and self.ranges is None:
             wrong.add("precision", message=f"{self.precision} needs ranges; allowed with: ranges")
         if self.task in TOKEN_TASKS:

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import CheckpointConfig
+from pipeline.class_paths import ClassPath
 from pipeline.model_files import blaming, found_folder, model_config, model_head, pooling_of, task_of
 from pipeline.model_settings import Task
+from pipeline.own_tasks import open_own_task, own_parameters
+from pipeline.own_tokenizers import own_tokenizer
 from pipeline.settings import EnsembleSettings
-from schemas.parameters import ScoreFunction
+from schemas.parameters import KNOWN_PARAMETERS, ScoreFunction
 from schemas.requests import request_kind
 from stages.classification import TextClassification
 from stages.embeddings import SentenceEmbedding
@@ -20,7 +23,7 @@ from stages.features import FeatureExtraction
 from stages.pair_tasks import TextRanking, ZeroShotClassification
 from stages.tasks import AnyTask
 from stages.token_classification import TokenClassification
-from stages.token_words import TokenWords
+from stages.token_words import OwnTokenWords, TokenWords
 
 # Of one result: some 11 bytes of JSON each, of the 16 MiB that a record may have.
 _MOST_NUMBERS = 1_400_000
@@ -35,7 +38,7 @@ _FUNCTIONS: dict[str | None, ScoreFunction] = {
 
 def model_tasks(settings: EnsembleSettings) -> list[Task]:
     """Of all models. Raises UserError where they do not read the same requests."""
-    tasks = [task_of(model, model_config(settings, index)) for index, model in enumerate(settings.models)]
+    tasks = [task_of(settings, index, model_config(settings, index)) for index in range(len(settings.models))]
     try:
         request_kind(tasks)
     except ValueError as err:
@@ -52,7 +55,7 @@ def most_tokens(settings: EnsembleSettings, tasks: Sequence[Task]) -> int:
     widths = [
         _width(settings, index, model_config(settings, index))
         for index, task in enumerate(tasks)
-        if task == "feature-extraction"
+        if task == "feature-extraction" and not isinstance(settings.models[index].task, ClassPath)
     ]
     return _MOST_NUMBERS // max(widths) if widths else sys.maxsize
 
@@ -61,16 +64,27 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
     """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
     model = settings.models[index]
     config = model_config(settings, index)
+    if isinstance(model.task, ClassPath):
+        return open_own_task(settings, index, config)
     function = model.function_to_apply or _FUNCTIONS.get(config.problem_type)
-    match task_of(model, config):
+    match task_of(settings, index, config):
         case "sentence-embedding":
             return _embedding(settings, index, config)
         case "feature-extraction":
             return FeatureExtraction(width=_width(settings, index, config))
         case "token-classification":
             with blaming(settings, *settings.tokenizer_place):
-                words = TokenWords.of_folder(found_folder(settings.tokenizer_source))
-            return TokenClassification(config.labels, words, aggregation_strategy=model.aggregation_strategy)
+                words = (
+                    TokenWords.of_folder(found_folder(settings.tokenizer_source))
+                    if settings.tokenizer.class_ is None
+                    else OwnTokenWords(own_tokenizer(settings))
+                )
+            return TokenClassification(
+                config.labels,
+                words,
+                aggregation_strategy=model.aggregation_strategy,
+                ignore_labels=_ignored(settings, index, config),
+            )
         case "text-ranking":
             if len(config.labels) != 1:
                 message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"
@@ -89,6 +103,28 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
             if model.head is not None:
                 labels, function = model_head(settings, index).labels, model.function_to_apply
             return TextClassification(labels, top_k=model.top_k, function=function, threshold=model.threshold)
+
+
+def known_parameters(settings: EnsembleSettings, tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
+    """Which parameters requests may have, by what the file calls each task. Raises SettingsError."""
+    return {
+        task if model.task is None else str(model.task): KNOWN_PARAMETERS.get(task, ())
+        if not isinstance(model.task, ClassPath)
+        else own_parameters(settings, index)
+        for index, (model, task) in enumerate(zip(settings.models, tasks, strict=True))
+    }
+
+
+def _ignored(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> tuple[str, ...]:
+    """Labels, or entities, that the model has."""
+    model = settings.models[index]
+    known = {*config.labels, *(label.split("-", 1)[-1] for label in config.labels)}
+    if "ignore_labels" in model.model_fields_set:
+        for label in model.ignore_labels:
+            if label not in known:
+                message = f"{label!r} is no label of the model; allowed: {', '.join(config.labels)}"
+                raise settings.mistake("models", index, "ignore_labels", message=message)
+    return model.ignore_labels
 
 
 def _embedding(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> SentenceEmbedding:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.class_paths import ClassPath
 from pipeline.delivery_settings import DEFAULT_COMMIT_INTERVAL_MS, Delivery, TransactionSettings
 from pipeline.engine_settings import (
     GPU_BATCHING,
@@ -217,6 +218,9 @@ class EnsembleSettings(WholeFile):
             if (first := models.setdefault(model.name, index)) != index:
                 message = f"{shown(model.name)} is also the name of models[{first}]; allowed: a name of its own"
                 wrong.add("models", index, "name", message=message)
+            if model.onnx is not None and isinstance(self.engine.kind, ClassPath):
+                message = f"has no effect with engine.kind: {self.engine.kind}; allowed with: onnxruntime, openvino"
+                wrong.add("models", index, "onnx", message=message)
             if model.plan is not None and not self.engine.on_gpu:
                 message = f"a plan needs engine.kind: tensorrt, and not {self.engine.kind}; allowed with any: onnx"
                 wrong.add("models", index, "plan", message=message)
@@ -261,6 +265,10 @@ class EnsembleSettings(WholeFile):
         """Where the file names it."""
         return ("tokenizer", "source") if self.tokenizer.source else ("models", 0, "source")
 
+    def computes_checkpoint(self, index: int) -> bool:
+        """Whether a model's graph is written here, and neither the user's own nor computed by a class of theirs."""
+        return self.models[index].is_checkpoint and not isinstance(self.engine.kind, ClassPath)
+
     @property
     def commit_every_ms(self) -> int:
         """`commit_interval_ms`, or what suits the delivery."""
@@ -297,7 +305,7 @@ class EnsembleSettings(WholeFile):
         values = self.model_dump(by_alias=True)
         values["topics"] |= asdict(self.topic_names)
         kafka = values.pop("kafka")
-        lines = [f"{path} = {value}" for path, value in _flat(values, "")]
+        lines = [f"{path} = {'***' if _is_secret_option(path) else value}" for path, value in _flat(values, "")]
         masked = ((path, "***" if is_secret(path) else value) for path, value in _flat(kafka, "kafka"))
         return lines + [f"{path} = {value}" for path, value in masked]
 
@@ -330,6 +338,12 @@ def settings_for_model(source: str, task: str | None = None) -> EnsembleSettings
         name = "model"
     data = {"name": "predict", "models": [{"name": name, "source": source, "task": task}]}
     return validate_settings(data, EnsembleSettings, origin="--model")
+
+
+def _is_secret_option(path: str) -> bool:
+    """Of a class of the user's own: what that is called tells what it is."""
+    _, _, option = path.partition("options.")
+    return bool(option) and is_secret(option)
 
 
 def _flat(value: object, path: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from schemas.parameters import KNOWN_PARAMETERS, Parameters
+from schemas.parameters import Parameters
 from schemas.requests import BODIES, request_kind
 from schemas.results import TASK_OUTPUTS, Result
 from schemas.urgency import Unanswered
@@ -17,11 +17,12 @@ from schemas.urgency import Unanswered
 Schema = dict[str, Any]
 
 
-def request_schema(tasks: Collection[str]) -> Schema:
-    """Of a request's JSON object. Raises ValueError where the tasks read different ones."""
+def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collection[str]]) -> Schema:
+    """Of a request's JSON object; `known_parameters` is by what the ensemble file calls a task. Raises ValueError where
+    the tasks read different ones."""
     body = BODIES[request_kind(tasks)]
     schema, parameters = _expanded(body), _expanded(Parameters)
-    known = {name for task in tasks for name in KNOWN_PARAMETERS.get(task, ())}
+    known = {name for names in known_parameters.values() for name in names}
     parameters["properties"] = {
         # What is left out is as the ensemble file says: there is no default here.
         name: {key: value for key, value in each.items() if key != "default"}
@@ -39,8 +40,8 @@ def request_schema(tasks: Collection[str]) -> Schema:
     return schema
 
 
-def result_schema(tasks: Mapping[str, str]) -> Schema:
-    """Of a result's JSON object; `tasks` is by model name."""
+def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema:
+    """Of a result's JSON object; `tasks` is by model name, and so is what tasks of the user's `own` answer."""
     # What the outputs may be in all is a union that msgspec has no schema of; here it is known of each.
     fields = [
         (field.name, dict if field.name == "outputs" else field.type)
@@ -50,7 +51,9 @@ def result_schema(tasks: Mapping[str, str]) -> Schema:
     schema = _expanded(msgspec.defstruct("Result", fields, namespace={"__doc__": Result.__doc__}))
     answered = {
         "type": "object",
-        "properties": {name: _alternatives(TASK_OUTPUTS[task]) for name, task in tasks.items()},
+        "properties": {
+            name: own[name] if name in own else _alternatives(TASK_OUTPUTS[task]) for name, task in tasks.items()
+        },
         "required": [*tasks],
         "additionalProperties": False,
     }

@@ -5,7 +5,7 @@ They hold for every model of the ensemble whose task knows them, in place of wha
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -69,9 +69,9 @@ KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_parameters(parameters: Parameters, tasks: Collection[str]) -> None:
-    """Raises BadRecord where none of the ensemble's tasks knows one of them."""
-    known = [name for task in sorted(tasks) for name in KNOWN_PARAMETERS.get(task, ())]
+def check_parameters(parameters: Parameters, tasks: Mapping[str, Collection[str]]) -> None:
+    """Raises BadRecord where none of the ensemble's tasks knows one of them; `tasks` says what each knows."""
+    known = [name for task in sorted(tasks) for name in tasks[task]]
     for name in parameters.names():
         if name not in known:
             raise BadRecord(

@@ -70,6 +70,8 @@ _KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classifi
 
 # They ask for numbers of each token, and for what is known of it.
 TOKEN_TASKS = frozenset({"feature-extraction", "token-classification"})
+# And of those, which ask what characters a token is of.
+OFFSET_TASKS = frozenset({"token-classification"})
 
 
 def request_kind(tasks: Collection[str]) -> RequestKind:

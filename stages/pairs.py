@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +31,23 @@ class PairTemplate:
         first, second = ([place for place, of in enumerate(encoding.sequence_ids) if of == number] for number in (0, 1))
         if not first or not second or first[-1] > second[0]:
             raise ValueError("the tokenizer has no template for pairs")
-        ids = np.array(encoding.ids, np.int32) + np.array(encoding.type_ids, np.int32) * SECOND_TEXT
+        self._set(encoding.ids, encoding.type_ids, first, second)
+
+    @classmethod
+    def of_tokens(cls, ids: Sequence[int], types: Sequence[int], *, first: int, second: int) -> Self:
+        """Of a pair's tokens and their types, where each text is one token, at the places `first` and `second`."""
+        template = cls.__new__(cls)
+        template._set(ids, types, [first], [second])
+        return template
+
+    def _set(self, tokens: Sequence[int], types: Sequence[int], first: Sequence[int], second: Sequence[int]) -> None:
+        ids = np.array(tokens, np.int32) + np.array(types, np.int32) * SECOND_TEXT
         self._before, self._between, self._behind = (
             ids[: first[0]],
             ids[first[-1] + 1 : second[0]],
             ids[second[-1] + 1 :],
         )
-        self._types = encoding.type_ids[first[0]], encoding.type_ids[second[0]]
+        self._types = types[first[0]], types[second[0]]
         self.special = len(ids) - len(first) - len(second)
 
     def window(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from schemas.errors import BadRecord, Reason
 from stages.errors import TokenizerError
 from stages.pairs import PairTemplate, Truncation
+from stages.plain_tokens import PlainTokens
 from stages.token_details import TokenDetails
-from stages.tokenizer_files import load_tokenizer
+from stages.tokenizer_files import SlowTokenizer, load_any_tokenizer
 from stages.word_cache import Windows, WordCache
+
+if TYPE_CHECKING:
+    from stages.own import Tokenizer
 
 LongTexts = Literal["stride", "truncate", "reject"]
 
@@ -43,25 +47,44 @@ class TextTokenizer:
     """A model's tokenizer with one policy for texts longer than `max_length` tokens.
 
     `stride` cuts them into windows that share `stride` tokens, `truncate` keeps the first window and says so,
-    `reject` raises BadRecord for that text.
+    `reject` raises BadRecord for that text. `slow` is what the tokenizer is called where it is a slow one, written in
+    Python; only without `has_offsets` nobody knows which characters a token is of.
     """
 
-    def __init__(self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int) -> None:
-        tokenizer = load_tokenizer(folder)
-        self.max_length = min(max_length, tokenizer.model_max_length)
+    def __init__(
+        self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int, own: Tokenizer | None = None
+    ) -> None:
+        """The tokenizer in the model's folder, or one of the user's `own`. Raises TokenizerError."""
+        found: Any = own or load_any_tokenizer(folder)
+        self.max_length = min(max_length, getattr(found, "model_max_length", max_length))
         self._long_texts = long_texts
-        backend = tokenizer.backend_tokenizer
-        special = backend.num_special_tokens_to_add(is_pair=False)
+        self.slow = ""
+        if own is None and found.is_fast:
+            backend, plain = found.backend_tokenizer, None
+            special = backend.num_special_tokens_to_add(is_pair=False)
+        else:
+            name = type(found).__name__
+            if own is None:
+                found, self.slow = SlowTokenizer(found), name
+            backend, plain = None, PlainTokens(found, name)
+            special = plain.special
+        self.has_offsets = plain is None or plain.has_offsets
         stride = stride if long_texts == "stride" else 0
         if stride >= self.max_length - special:
             raise TokenizerError(
                 f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "
                 f"{special} are special; allowed: 0 to {self.max_length - special - 1}"
             )
+        if plain is not None:
+            plain.enable_truncation(self.max_length, stride=stride)
+            self._pairs: PairTemplate | None = plain.pairs
+            self._backend: WordCache | PlainTokens = plain
+            self._details: TokenDetails | PlainTokens = plain
+            return
         backend.no_padding()
         backend.no_truncation()
         try:
-            self._pairs: PairTemplate | None = PairTemplate(backend)
+            self._pairs = PairTemplate(backend)
         except ValueError:
             self._pairs = None
         backend.enable_truncation(self.max_length, stride=stride)

@@ -22,7 +22,7 @@ from stages.classification import softmax
 from stages.token_words import TokenWords
 
 # As `transformers` has it: what is no entity.
-_IGNORED = ("O",)
+IGNORED = ("O",)
 
 
 class _Token(NamedTuple):
@@ -44,18 +44,24 @@ class TokenClassification:
     that is surest (`max`)."""
 
     def __init__(
-        self, labels: tuple[str, ...], words: TokenWords, *, aggregation_strategy: AggregationStrategy
+        self,
+        labels: tuple[str, ...],
+        words: TokenWords,
+        *,
+        aggregation_strategy: AggregationStrategy,
+        ignore_labels: tuple[str, ...] = IGNORED,
     ) -> None:
         self._labels = labels
         self._words = words
         self._strategy: AggregationStrategy = aggregation_strategy
+        self._ignored = ignore_labels
 
     def of_tokens(self, rows: NDArray[np.float64], details: NDArray[np.int32], text: PackedText) -> Output:
         if rows.shape[1] != len(self._labels):
             raise BadRecord(Reason.BAD_PACK, f"{rows.shape[1]} logits for {len(self._labels)} labels")
         asked = text.parameters or NOTHING_ASKED
         strategy = asked_or(asked.aggregation_strategy, self._strategy)
-        ignored = asked_or(asked.ignore_labels, _IGNORED)
+        ignored = asked_or(asked.ignore_labels, self._ignored)
         if not text.echo or len(text.echo) != 1:
             raise BadRecord(Reason.BAD_PACK, "the pack has not the text itself: do all stages run the same file?")
         [sentence] = text.echo

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
+from stages.errors import TokenizerError
 from stages.tokenizer_files import load_tokenizer
 
 
@@ -37,6 +39,29 @@ class TokenWords:
         """One string of them."""
         joined: str = " ".join(tokens) if self._decoder is None else self._decoder.decode([*tokens])
         return joined
+
+
+class OwnTokenWords(TokenWords):
+    """Of a tokenizer of the user's own (`stages.own.Tokenizer`)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Raises TokenizerError where it does not write its tokens."""
+        for name in ("offsets", "convert_ids_to_tokens", "convert_tokens_to_string"):
+            if not callable(getattr(tokenizer, name, None)):
+                raise TokenizerError(
+                    f"tokenizer.class: {type(tokenizer).__name__} has no {name}(), which token-classification needs: "
+                    "write it, or choose another task"
+                )
+        self.unknown = getattr(tokenizer, "unk_token_id", None)
+        self.marks_subwords = bool(getattr(tokenizer, "continuing_subword_prefix", None))
+        self._tokenizer = tokenizer
+
+    def token(self, number: int) -> str:
+        [token] = self._tokenizer.convert_ids_to_tokens([number])
+        return str(token)
+
+    def joined(self, tokens: Sequence[str]) -> str:
+        return str(self._tokenizer.convert_tokens_to_string([*tokens]))
 
 
 class _Tokens(dict[int, str]):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import ClosedText, PackedText, TokenPack, token_pack
-from schemas.parameters import check_parameters
+from schemas.parameters import KNOWN_PARAMETERS, check_parameters
 from schemas.records import InputRecord, Source
 from schemas.requests import (
     TOKEN_TASKS,
@@ -60,19 +60,23 @@ class TokenizeStage:
         request_format: RequestFormat,
         max_text_bytes: int,
         tasks: Collection[str] = ("sentence-embedding",),
+        known_parameters: Mapping[str, Collection[str]] | None = None,
         most_tokens: int = sys.maxsize,
         deadline_ms: int | None = None,
         lanes: Collection[str] = (),
         lane_topics: Mapping[str, str] | None = None,
     ) -> None:
-        """`tasks` are those of the ensemble's models: what requests look like, and which parameters they may have. A
-        text of more than `most_tokens` would have a result that is too large for Kafka. A request has expired
-        `deadline_ms` after it was written. `lanes` are those that its headers may name, `lane_topics` the lanes of
-        topics whose requests name none."""
+        """`tasks` are those of the ensemble's models: what requests look like. `known_parameters` are those that they
+        may have, by task; by default those of `tasks`. A text of more than `most_tokens` would have a result that is
+        too large for Kafka. A request has expired `deadline_ms` after it was written. `lanes` are those that its
+        headers may name, `lane_topics` the lanes of topics whose requests name none."""
         self._tokenizer = tokenizer
+        self.slow_tokenizer = tokenizer.slow
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
-        self._tasks = frozenset(tasks)
+        if known_parameters is None:
+            known_parameters = {task: KNOWN_PARAMETERS.get(task, ()) for task in tasks}
+        self._known_parameters = known_parameters
         self._most_tokens = most_tokens
         self._deadline_ms = deadline_ms
         self._lanes = lanes
@@ -123,7 +127,7 @@ class TokenizeStage:
                     record, format=self._format, max_text_bytes=self._max_text_bytes, kind=self.kind
                 )
                 if request.parameters is not None:
-                    check_parameters(request.parameters, self._tasks)
+                    check_parameters(request.parameters, self._known_parameters)
                 if self._names_words:
                     request = _with_text(request)
                 urgency = self._urgency(record)
