@@ -21,6 +21,7 @@ from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
 from stages.text_tokenizer import TextTokenizer
 from stages.tokenize import TokenizeStage
+from stages.token_words import no_method
 from stages.tokenizer_files import no_offsets
 
 log = logging.getLogger("penstock.tokenizer")
@@ -42,15 +43,16 @@ def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
         )
 
 
-def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
-    """Requests to packs, by the ensemble's tokenizer. Raises UserError."""
-    tokenizer = open_tokenizer(settings)
+def open_tokenize_stage(settings: EnsembleSettings, tokenizer: TextTokenizer | None = None) -> TokenizeStage:
+    """Requests to packs, by the ensemble's tokenizer, which may be open already. Raises UserError."""
+    tokenizer = tokenizer or open_tokenizer(settings)
     tasks = model_tasks(settings)
     if tokenizer.slow:
         log.warning("%s: %s is a slow tokenizer, in Python, a text at a time", settings.name, tokenizer.slow)
     if not tokenizer.has_offsets and not OFFSET_TASKS.isdisjoint(tasks):
+        own = settings.tokenizer.class_
         with blaming(settings, *settings.tokenizer_place):
-            raise no_offsets(str(settings.tokenizer.class_ or tokenizer.slow))
+            raise no_offsets(tokenizer.slow) if own is None else no_method(own, "offsets")
     return TokenizeStage(
         tokenizer,
         request_format=settings.requests.format,

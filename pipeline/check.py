@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage
+from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage, open_tokenizer
 from pipeline.class_paths import ClassPath
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
@@ -112,9 +112,10 @@ def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:
-    slow = open_tokenize_stage(settings).slow_tokenizer
+    tokenizer = open_tokenizer(settings)
+    open_tokenize_stage(settings, tokenizer)
     said = f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
-    return f"{said}; {slow} is slow: a text at a time, in Python" if slow else said
+    return f"{said}; {tokenizer.slow} is slow: in Python, a text at a time" if tokenizer.slow else said
 
 
 def _load_without_tokenizer(settings: EnsembleSettings) -> None:

@@ -36,7 +36,9 @@ def own_class(settings: EnsembleSettings, path: ClassPath, place: Place) -> type
             raise mistake(f"no module {err.name} {where}: install it, set PYTHONPATH, or put it there") from err
         raise mistake(f"module {path.module} can't be imported: {told(err)}: install what it needs") from err
     except (Exception, SystemExit) as err:  # a module runs anything when it is imported
-        raise mistake(f"module {path.module} can't be imported: {told(err)}: correct it") from err
+        # A SyntaxError says itself where it is.
+        what = f"{type(err).__name__}: {err}" if isinstance(err, SyntaxError) else told(err)
+        raise mistake(f"module {path.module} can't be imported: {what}: correct it") from err
     where = getattr(found, "__file__", None) or path.module
     for name in path.attribute.split("."):
         if not hasattr(found, name):

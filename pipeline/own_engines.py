@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from engines.checkpoint import CheckpointConfig
-from engines.errors import DeviceUnavailable, EngineUnavailable
+from engines.errors import EngineError, EngineUnavailable
 from engines.heads import ModelOutput
 from engines.own_batches import BatchAnswer, BatchCall, BatchRows, CheckedRows
 from engines.padded import PADDED_TOKENS, PaddedEngine, padded_lengths
@@ -58,13 +58,13 @@ def _packed(settings: EnsembleSettings, indices: Sequence[int], path: ClassPath,
         checked = CheckedRows(engine, str(path))
         missing = {settings.models[index].name for index in indices} - checked.widths.keys()
         if missing:
-            raise ValueError(f"widths has no {', '.join(sorted(missing))}")
+            raise EngineError(f"{path}: widths has no {', '.join(sorted(missing))}, as the file calls it")
         for index in indices:
             name = settings.models[index].name
             task = task_of(settings, index, model_config(settings, index))
             if (task in TOKEN_TASKS) != (name in checked.of_tokens):
                 one = "a token" if task in TOKEN_TASKS else "a text"
-                raise ValueError(f"of_tokens says otherwise: {name} is a {task}, which reads a vector of {one}")
+                raise EngineError(f"{path}: of_tokens is wrong of {name}: a {task} reads a vector of {one}")
         checked.run(_two_texts())
         return checked
 
@@ -74,8 +74,10 @@ def _packed(settings: EnsembleSettings, indices: Sequence[int], path: ClassPath,
 def _tried(settings: EnsembleSettings, path: ClassPath, attempt: Callable[[], Tried]) -> Tried:
     try:
         return attempt()
-    except (DeviceUnavailable, EngineUnavailable) as err:
+    except EngineUnavailable as err:
         raise settings.mistake(*_PLACE, message=str(err)) from err
+    except EngineError as err:
+        raise settings.mistake(*_PLACE, message=f"{err}: correct it") from err
     except Exception as err:  # a user's own code raises anything
         message = f"{path} fails on two texts of token 0: {told(err)}: correct it"
         raise settings.mistake(*_PLACE, message=message) from err

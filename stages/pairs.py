@@ -31,12 +31,15 @@ class PairTemplate:
         first, second = ([place for place, of in enumerate(encoding.sequence_ids) if of == number] for number in (0, 1))
         if not first or not second or first[-1] > second[0]:
             raise ValueError("the tokenizer has no template for pairs")
+        self._odd_to_first = False
         self._set(encoding.ids, encoding.type_ids, first, second)
 
     @classmethod
     def of_tokens(cls, ids: Sequence[int], types: Sequence[int], *, first: int, second: int) -> Self:
-        """Of a pair's tokens and their types, where each text is one token, at the places `first` and `second`."""
+        """Of a pair's tokens and their types, where each text is one token, at the places `first` and `second`. Pairs
+        are cut as transformers' slow tokenizers cut them: the odd token is the first text's."""
         template = cls.__new__(cls)
+        template._odd_to_first = True
         template._set(ids, types, [first], [second])
         return template
 
@@ -55,6 +58,8 @@ class PairTemplate:
     ) -> tuple[NDArray[np.int32], bool]:
         """Both texts' ids, without special tokens, in one window; and whether some had to be left out."""
         keep_first, keep_second = _kept(len(first), len(second), max_length - self.special, truncation)
+        if self._odd_to_first and keep_second == keep_first + 1 and keep_first < len(first):
+            keep_first, keep_second = keep_second, keep_first
         window = np.concatenate(
             [
                 self._before,

@@ -111,7 +111,13 @@ class PlainTokens:
         answers = self._offsets(list(texts))
         if len(answers) != len(texts):
             raise TypeError(f"{self._name}.offsets answers {len(answers)} lists: one a text is wanted, {len(texts)}")
-        return [np.asarray(each, np.int32).reshape(-1, 2) for each in answers]
+        return [self._checked_offsets(each) for each in answers]
+
+    def _checked_offsets(self, answer: Any) -> Ids:
+        array = np.asarray(answer) if len(answer) else np.zeros((0, 2), np.int32)
+        if array.ndim != 2 or array.dtype.kind not in "iu" or (len(array) and int(array.min()) < 0):
+            raise TypeError(f"{self._name}.offsets: of each token (start, end) is wanted, characters of the text")
+        return array.astype(np.int32)
 
     def _around(self) -> tuple[Ids, Ids]:
         built = self._built([_FIRST])

@@ -41,6 +41,14 @@ class TokenWords:
         return joined
 
 
+def no_method(tokenizer: str, name: str) -> TokenizerError:
+    """What is said of a tokenizer of the user's own, by its class, that says too little of its tokens."""
+    return TokenizerError(
+        f"tokenizer.class: {tokenizer} has no {name}(), which token-classification needs: write it, or choose another "
+        "task"
+    )
+
+
 class OwnTokenWords(TokenWords):
     """Of a tokenizer of the user's own (`stages.own.Tokenizer`)."""
 
@@ -48,10 +56,7 @@ class OwnTokenWords(TokenWords):
         """Raises TokenizerError where it does not write its tokens."""
         for name in ("offsets", "convert_ids_to_tokens", "convert_tokens_to_string"):
             if not callable(getattr(tokenizer, name, None)):
-                raise TokenizerError(
-                    f"tokenizer.class: {type(tokenizer).__name__} has no {name}(), which token-classification needs: "
-                    "write it, or choose another task"
-                )
+                raise no_method(type(tokenizer).__name__, name)
         self.unknown = getattr(tokenizer, "unk_token_id", None)
         self.marks_subwords = bool(getattr(tokenizer, "continuing_subword_prefix", None))
         self._tokenizer = tokenizer

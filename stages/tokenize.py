@@ -71,7 +71,6 @@ class TokenizeStage:
         too large for Kafka. A request has expired `deadline_ms` after it was written. `lanes` are those that its
         headers may name, `lane_topics` the lanes of topics whose requests name none."""
         self._tokenizer = tokenizer
-        self.slow_tokenizer = tokenizer.slow
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
         if known_parameters is None:

@@ -57,7 +57,7 @@ def test_a_file_with_mistakes_ends_the_checks(penstock: Penstock, ensemble: Writ
     assert found.code == 2
     assert found.out.splitlines() == [
         f"FAILED  file: {file}:1: engine.kind: 'abacus' is not allowed; "
-        "allowed: onnxruntime, openvino, numpy, tensorrt",
+        "allowed: onnxruntime, openvino, numpy, tensorrt, module:Class",
         f"FAILED  file: {file}:1: http.prot: no such option; did you mean port?",
     ]
 

@@ -258,7 +258,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/task",
             "fill-mask",
             "models[0].task: 'fill-mask' is not allowed; allowed: sentence-embedding, text-classification, "
-            "text-ranking, zero-shot-classification, feature-extraction, token-classification, null",
+            "text-ranking, zero-shot-classification, feature-extraction, token-classification, module:Class, null",
         ),
         ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
         ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
@@ -320,7 +320,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
         (
             "engine/kind",
             "torch",
-            "engine.kind: 'torch' is not allowed; allowed: onnxruntime, openvino, numpy, tensorrt",
+            "engine.kind: 'torch' is not allowed; allowed: onnxruntime, openvino, numpy, tensorrt, module:Class",
         ),
         ("delivery", "twice", "delivery: 'twice' is not allowed; allowed: at_least_once, exactly_once"),
         ("http/host", "", f"http.host: '' is not allowed; allowed: {HOST}"),
@@ -504,7 +504,7 @@ def test_one_model_with_an_unknown_task():
         settings_for_model("m", "fill-mask")
     allowed = (
         "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, "
-        "token-classification, null"
+        "token-classification, module:Class, null"
     )
     assert caught.value.lines == (f"--model: models[0].task: 'fill-mask' is not allowed; allowed: {allowed}",)
 
