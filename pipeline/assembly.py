@@ -20,8 +20,8 @@ from schemas.requests import OFFSET_TASKS
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
 from stages.text_tokenizer import TextTokenizer
-from stages.tokenize import TokenizeStage
 from stages.token_words import no_method
+from stages.tokenize import TokenizeStage
 from stages.tokenizer_files import no_offsets
 
 log = logging.getLogger("penstock.tokenizer")
@@ -31,14 +31,13 @@ __all__ = ["max_length", "open_encode_stage", "open_postprocess_stage", "open_to
 
 def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
     """The tokenizer with its policy for long texts. Raises UserError."""
-    window = max_length(settings)
     own = own_tokenizer(settings) if settings.tokenizer.class_ is not None else None
     with blaming(settings, *settings.tokenizer_place):
         return TextTokenizer(
             found_folder(settings.tokenizer_source),
-            max_length=window,
+            max_length=max_length(settings),
             long_texts=settings.tokenizer.long_texts,
-            stride=settings.tokenizer.stride_in(window),
+            stride=settings.tokenizer.stride_in,
             own=own,
         )
 

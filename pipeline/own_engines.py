@@ -87,6 +87,8 @@ def _chosen(settings: EnsembleSettings, index: int, path: ClassPath, answers: Ma
     """What a model reads: under its own name, or under a usual one of its task, or the only one."""
     model = settings.models[index]
     task = task_of(settings, index, model_config(settings, index))
+    if task in TOKEN_TASKS and any(answer.per_token for answer in answers.values()):
+        answers = {name: answer for name, answer in answers.items() if answer.per_token}
     for name in (model.name, *_usual(task, headed=model.head is not None)):
         if name in answers:
             return answers[name]

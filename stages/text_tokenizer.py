@@ -7,7 +7,7 @@ silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,9 +52,16 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, folder: Path, *, max_length: int, long_texts: LongTexts, stride: int, own: Tokenizer | None = None
+        self,
+        folder: Path,
+        *,
+        max_length: int,
+        long_texts: LongTexts,
+        stride: int | Callable[[int], int],
+        own: Tokenizer | None = None,
     ) -> None:
-        """The tokenizer in the model's folder, or one of the user's `own`. Raises TokenizerError."""
+        """The tokenizer in the model's folder, or one of the user's `own`; `stride` may be a function of the windows'
+        tokens, which the tokenizer may know to be fewer. Raises TokenizerError."""
         found: Any = own or load_any_tokenizer(folder)
         self.max_length = min(max_length, getattr(found, "model_max_length", max_length))
         self._long_texts = long_texts
@@ -69,7 +76,10 @@ class TextTokenizer:
             backend, plain = None, PlainTokens(found, name)
             special = plain.special
         self.has_offsets = plain is None or plain.has_offsets
-        stride = stride if long_texts == "stride" else 0
+        if long_texts != "stride":
+            stride = 0
+        elif not isinstance(stride, int):
+            stride = stride(self.max_length)
         if stride >= self.max_length - special:
             raise TokenizerError(
                 f"tokenizer.stride: {stride} leaves no room in windows of {self.max_length} tokens, of which "

@@ -13,6 +13,9 @@ from stages.errors import TokenizerError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+# What transformers calls them, by family.
+_SENTENCEPIECE_MODELS = {"sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"}
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """A model's, which must be a fast one. Raises TokenizerError."""
@@ -33,6 +36,11 @@ def no_offsets(name: str) -> TokenizerError:
 def load_any_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A model's: a fast one where transformers has or can make one (of vocab.txt, of vocab.json and merges.txt, of a
     SentencePiece model), else a slow one. Raises TokenizerError."""
+    if _needs_sentencepiece(folder):
+        raise TokenizerError(
+            f"tokenizer.source: {folder} has its vocabulary as a SentencePiece model alone, which can't be read: "
+            "pip install sentencepiece, or fetch the model's tokenizer.json"
+        )
     # Without PyTorch, transformers advises on import to install it. Its tokenizers don't need it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
@@ -41,8 +49,6 @@ def load_any_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as err:  # what a broken file raises is anything, `Exception` itself included
         first_line = (str(err).strip().splitlines() or [""])[0]
-        if _needs_sentencepiece(folder):
-            first_line = "its SentencePiece model can't be read: pip install sentencepiece, or fetch its tokenizer.json"
         raise TokenizerError(
             f"tokenizer.source: no tokenizer can be loaded from {folder}: {type(err).__name__}: {first_line}"
         ) from err
@@ -68,8 +74,7 @@ class SlowTokenizer:
 
 
 def _needs_sentencepiece(folder: Path) -> bool:
-    return (
-        not (folder / "tokenizer.json").is_file()
-        and any(folder.glob("*.model"))
-        and importlib.util.find_spec("sentencepiece") is None
-    )
+    names = {path.name for path in folder.glob("*")}
+    if names & {"tokenizer.json", "vocab.txt", "vocab.json"} or importlib.util.find_spec("sentencepiece") is not None:
+        return False
+    return bool(names & _SENTENCEPIECE_MODELS)
