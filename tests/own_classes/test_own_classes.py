@@ -180,6 +180,13 @@ def test_a_mistake_is_one_line(folder: Path, changes: dict[str, Any], line: str)
     assert "\n" not in found
 
 
+def test_labels_that_a_model_has_not(folder: Path) -> None:
+    """Are no labels to be ignored."""
+    model = {"ignore_labels": ["NO", "X"]}
+    with pytest.raises(UserError, match=r"models\[0\].ignore_labels: 'X' is no label of the model; allowed: NO, "):
+        Ensemble(settings_of(folder, task="token-classification", model=model))
+
+
 def test_a_schema_that_is_none(folder: Path) -> None:
     with pytest.raises(UserError, match=r"BadSchema json_schema is no JSON Schema \(it is no dict\): make it a dict"):
         asyncapi(settings_of(folder, task=f"{OWN}:BadSchema"))
@@ -188,10 +195,7 @@ def test_a_schema_that_is_none(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (
-            "import nothing_of_the_kind\n",
-            "ModuleNotFoundError: No module named 'nothing_of_the_kind' (beside.py:1): install",
-        ),
+        ("import no_such\n", "ModuleNotFoundError: No module named 'no_such' (beside.py:1): install what it needs"),
         ("def (:\n", "SyntaxError: invalid syntax (beside.py, line 1): correct it"),
         ("raise SystemExit\n", "SystemExit (beside.py:1): correct it"),
     ],

@@ -96,6 +96,18 @@ def test_labels_that_are_ignored(words: TokenWords) -> None:
     assert len(answer(words, ROWS, ignore_labels=[])) == 5
 
 
+def test_labels_that_the_file_has_ignored(words: TokenWords) -> None:
+    task = TokenClassification(LABELS, words, aggregation_strategy="none", ignore_labels=("O", "B-LOC"))
+
+    def found(asked: Parameters | None) -> list[str]:
+        text = PackedText("id", None, [], 0, 1, len(DETAILS), False, asked, [TEXT])
+        answered: Any = task.of_tokens(ROWS, DETAILS, text)
+        return [each.entity for each in answered]
+
+    assert found(None) == ["B-PER", "I-LOC", "I-PER"]
+    assert found(Parameters(ignore_labels=[])) == ["B-PER", "I-LOC", "I-PER", "O", "B-LOC"]
+
+
 def test_numbers_of_another_model(words: TokenWords) -> None:
     with pytest.raises(BadRecord, match="3 logits for 5 labels"):
         answer(words, np.zeros((7, 3)))
