@@ -149,7 +149,7 @@ class EncodeStage:
             if isinstance(err, EngineBusy) and len(suspects) == 1:
                 batch.busy.extend(suspects)
         except Exception as err:  # noqa: BLE001 - an engine of a user's own raises anything
-            suspects, error = group.windows, stage_failed(err)
+            suspects, error = group.windows, err if isinstance(err, BadRecord) else stage_failed(err)
         else:
             computed = self._checked(answers, group)
             finite = {name: _finite(rows) for name, rows in computed.items()}

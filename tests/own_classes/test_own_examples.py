@@ -78,5 +78,5 @@ def test_what_they_are_described_as() -> None:
     assert document["info"]["description"] == "verdict: reviews:Verdict"
     messages = document["components"]["messages"]
     assert [*messages["request"]["payload"]["properties"]["parameters"]["properties"]] == ["threshold"]
-    outputs = messages["result"]["payload"]["properties"]["outputs"]
+    outputs = messages["result"]["payload"]["properties"]["outputs"]["anyOf"][0]
     assert outputs["properties"]["verdict"]["properties"]["verdict"] == {"type": "string"}
