@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer
 
 from pipeline.dead_letters import DeadLetters
 from pipeline.delivery import Delivery
@@ -64,6 +64,7 @@ class Arrivals:
             key=lambda: None,
             value=lambda: b"x",
             headers=list,
+            timestamp=lambda: (TIMESTAMP_NOT_AVAILABLE, -1),
         )
 
 
