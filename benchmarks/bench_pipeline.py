@@ -39,6 +39,7 @@ LABELS = {
     "text-ranking": ["RELEVANT"],
     "zero-shot-classification": ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"],
 }
+ARCHITECTURES = {"token-classification": "TokenClassification", "fill-mask": "MaskedLM"}
 CANDIDATES = ["economy", "foreign policy", "war", "health"]
 PASSAGES = 8
 
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "text-classification": {"top_k": None},
     "token-classification": {"aggregation_strategy": "simple"},
 }
+MASK = "[MASK]"
 
 # Answers some requests, one at a time or all at once.
 Answer = Callable[[Sequence[Any]], object]
@@ -55,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", help="by the names in the results; default: all")
     options = parser.parse_args()
     texts = list(islice(read_texts(DEMO / "texts.txt.gz"), options.texts))
     pairs = [{"text": one, "text_pair": other} for one, other in zip(texts, texts[1:] + texts[:1], strict=True)]
@@ -63,6 +66,7 @@ def main() -> None:
         {"query": texts[place], "passages": texts[place : place + PASSAGES]}
         for place in range(0, len(texts) - PASSAGES, PASSAGES)
     ]
+    masked = [{"text": with_mask(text, number)} for number, text in enumerate(texts)]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name, task, requests, each in (
@@ -71,10 +75,13 @@ def main() -> None:
             ("sentence-embedding", "sentence-embedding", [{"text": text} for text in texts], 1),
             ("feature-extraction", "feature-extraction", [{"text": text} for text in texts], 1),
             ("token-classification", "token-classification", [{"text": text} for text in texts], 1),
+            ("fill-mask", "fill-mask", masked, 1),
             ("text-ranking", "text-ranking", queries, PASSAGES),
             ("zero-shot-classification", "zero-shot-classification", sequences, len(CANDIDATES)),
         ):
-            kind = "TokenClassification" if task == "token-classification" else "SequenceClassification"
+            if options.tasks and name not in options.tasks:
+                continue
+            kind = ARCHITECTURES.get(task, "SequenceClassification")
             source = str(write_model(Path(folder) / name.replace(" ", "-"), LABELS.get(task), f"BertFor{kind}"))
             results.append({"task": name, **compared(source, task, requests, each, options.rounds)})
     import torch  # type: ignore[import-not-found]
@@ -88,22 +95,40 @@ def main() -> None:
     print(json.dumps({"benchmark": "pipeline", "machine": machine(), "theirs": versions, "results": results}, indent=1))
 
 
+def with_mask(text: str, number: int) -> str:
+    """In place of one of its first words."""
+    words = text.split(" ")
+    words[number % min(len(words), 20)] = MASK
+    return " ".join(words)
+
+
 def write_model(folder: Path, labels: list[str] | None, architecture: str) -> Path:
-    """MiniLM's folder; with labels a classifier's."""
+    """MiniLM's folder; with labels a classifier's, or a masked language model's."""
     source = find_checkpoint(MINILM, relative_to=None)
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors", "*.json" if labels else ""))
+    fills = architecture == "BertForMaskedLM"
+    own = "*.json" if labels or fills else ""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors", own))
     weights = load_file(source / "model.safetensors")
-    if labels is not None:
+    if labels is not None or fills:
         draw = np.random.default_rng(5)
         weights = {f"bert.{name.removeprefix('bert.')}": tensor for name, tensor in weights.items()}
-        for name, rows in (("bert.pooler.dense", 384), ("classifier", len(labels))):
+        heads = [("bert.pooler.dense", 384), ("classifier", len(labels or []))]
+        if fills:
+            heads = [("cls.predictions.transform.dense", 384)]
+            weights["cls.predictions.transform.LayerNorm.weight"] = np.ones(384, np.float32)
+            weights["cls.predictions.transform.LayerNorm.bias"] = np.zeros(384, np.float32)
+            weights["cls.predictions.bias"] = np.zeros(
+                len(weights["bert.embeddings.word_embeddings.weight"]), np.float32
+            )
+        for name, rows in heads:
             weights[f"{name}.weight"] = draw.normal(0, 0.05, (rows, 384)).astype(np.float32)
             weights[f"{name}.bias"] = np.zeros(rows, np.float32)
-        config = json.loads((source / "config.json").read_text()) | {
-            "architectures": [architecture],
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: place for place, label in enumerate(labels)},
+        named = {
+            "id2label": dict(enumerate(labels or [])),
+            "label2id": {label: place for place, label in enumerate(labels or [])},
         }
+        config = json.loads((source / "config.json").read_text())
+        config |= {"architectures": [architecture]} | (named if labels else {})
         (folder / "config.json").write_text(json.dumps(config))
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copy(source / name, folder / name)
@@ -175,6 +200,12 @@ def theirs_of(task: str, source: str) -> tuple[Answer, Answer]:
         return (
             lambda some: [pipe(each["text"], **strategy) for each in some],
             lambda some: pipe([each["text"] for each in some], batch_size=BATCH, **strategy),
+        )
+    if task == "fill-mask":
+        cut: dict[str, Any] = {"tokenizer_kwargs": {"truncation": True, "max_length": 256}}
+        return (
+            lambda some: [pipe(each["text"], **cut) for each in some],
+            lambda some: pipe([each["text"] for each in some], batch_size=BATCH, **cut),
         )
     if task == "feature-extraction":
         return (

@@ -76,6 +76,12 @@ class CheckpointConfig:
         return any("ForTokenClassification" in name for name in self.config.architectures)
 
     @property
+    def fills_masks(self) -> bool:
+        """Whether it was saved as a masked language model. Sentence-transformers' folders say so too where the encoder
+        came from one, and have no such head any more."""
+        return self.sentence is None and any("ForMaskedLM" in name for name in self.config.architectures)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Of the checkpoint's own head, in the order of its logits."""
         return tuple(label for _, label in sorted(self.config.id2label.items()))

@@ -75,11 +75,25 @@ class Classifier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedLanguageModel:
+    """The head of `...ForMaskedLM`, over every token's state: a layer with an activation (None: the encoder's own) and
+    a layer norm, then one logit for each token of the vocabulary. `bias` is what the decoder's is called where it does
+    not bear the decoder's name."""
+
+    dense: str
+    activation: Activation | None
+    norm: str
+    decoder: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """`sizes` says what config.json calls a size that BERT's has another name for, `fixed` what it leaves out."""
 
     names: Names
     classifier: Classifier
+    masked: MaskedLanguageModel
     sizes: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
 
@@ -121,6 +135,13 @@ _DISTILBERT = Names(
 _ROBERTA = Family(
     names=replace(_BERT, prefix="roberta."),
     classifier=Classifier(dense="classifier.dense", activation="tanh", logits="classifier.out_proj"),
+    masked=MaskedLanguageModel(
+        dense="lm_head.dense",
+        activation="gelu",
+        norm="lm_head.layer_norm",
+        decoder="lm_head.decoder",
+        bias="lm_head.bias",
+    ),
 )
 
 # By config.json's model_type.
@@ -128,11 +149,21 @@ FAMILIES: Mapping[str, Family] = {
     "bert": Family(
         names=_BERT,
         classifier=Classifier(dense="bert.pooler.dense", activation="tanh", logits="classifier"),
+        masked=MaskedLanguageModel(
+            dense="cls.predictions.transform.dense",
+            activation=None,
+            norm="cls.predictions.transform.LayerNorm",
+            decoder="cls.predictions.decoder",
+            bias="cls.predictions.bias",
+        ),
     ),
     "camembert": _ROBERTA,
     "distilbert": Family(
         names=_DISTILBERT,
         classifier=Classifier(dense="pre_classifier", activation="relu", logits="classifier"),
+        masked=MaskedLanguageModel(
+            dense="vocab_transform", activation=None, norm="vocab_layer_norm", decoder="vocab_projector"
+        ),
         sizes={
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
@@ -145,6 +176,12 @@ FAMILIES: Mapping[str, Family] = {
     "electra": Family(
         names=replace(_BERT, prefix="electra.", projection="embeddings_project"),
         classifier=Classifier(dense="classifier.dense", activation="gelu", logits="classifier.out_proj"),
+        masked=MaskedLanguageModel(
+            dense="generator_predictions.dense",
+            activation="gelu",
+            norm="generator_predictions.LayerNorm",
+            decoder="generator_lm_head",
+        ),
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,

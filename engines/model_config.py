@@ -46,6 +46,7 @@ class ModelConfig:
     architectures  the classes that the checkpoint was saved from
     id2label       a logit's place -> its label
     problem_type   of the checkpoint's own head; None where it does not say
+    tie_word_embeddings  whether a masked language model's decoder is the table of words
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class ModelConfig:
     id2label: Mapping[int, str]
     problem_type: str | None
     is_decoder: bool
+    tie_word_embeddings: bool
 
 
 def model_config(path: Path, written: Mapping[str, Any], *, any_model: bool = False) -> ModelConfig:
@@ -105,6 +107,7 @@ def _as_written(written: Mapping[str, Any], *, any_model: bool = False) -> Model
         id2label={int(place): str(label) for place, label in labels.items()},
         problem_type=written.get("problem_type"),
         is_decoder=bool(written.get("is_decoder", False)),
+        tie_word_embeddings=bool(written.get("tie_word_embeddings", True)),
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError
+
+Number = TypeVar("Number", bound=np.generic)
 
 # No text has as many tokens.
 SECOND_TYPE = 1 << 15
@@ -112,7 +114,7 @@ def text_places(rows: PackedRows) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return rows.row * row_length + inside.argmax(axis=1), inside.sum(axis=1)
 
 
-def tokens_of_texts(answer: NDArray[np.float32], rows: PackedRows) -> list[NDArray[np.float32]]:
+def tokens_of_texts(answer: NDArray[Number], rows: PackedRows) -> list[NDArray[Number]]:
     """An answer of tokens (R, S, W), by text: views (its tokens, W), in the order of `rows.row`."""
     flat = answer.reshape(-1, answer.shape[-1])
     begins, lengths = text_places(rows)

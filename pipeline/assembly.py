@@ -1,6 +1,7 @@
 """From an ensemble's settings to its stages.
 
-Each stage is opened on its own, so that a worker loads what its stage needs: only encode reads weights.
+Each stage is opened on its own, so that a worker loads what its stage needs: weights are encode's, but for the head of
+a masked language model, which is postprocess's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from functools import cache
 from engines.rows import Engine
 from pipeline.model_engines import open_model_engine
 from pipeline.model_files import blaming, found_folder, max_length, model_folder
-from pipeline.model_tasks import known_parameters, model_task, model_tasks, most_tokens
+from pipeline.model_tasks import (
+    chosen_tokens,
+    known_parameters,
+    model_task,
+    model_tasks,
+    most_masks,
+    most_tokens,
+    require_models_tokenizer,
+)
 from pipeline.own_tokenizers import own_tokenizer
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
@@ -48,24 +57,28 @@ def open_tokenize_stage(settings: EnsembleSettings, tokenizer: TextTokenizer | N
     tasks = model_tasks(settings)
     if tokenizer.slow:
         log.warning("%s: %s is a slow tokenizer, in Python, a text at a time", settings.name, tokenizer.slow)
+    if "fill-mask" in tasks:
+        require_models_tokenizer(settings)
     if not tokenizer.has_offsets and not OFFSET_TASKS.isdisjoint(tasks):
         own = settings.tokenizer.class_
         with blaming(settings, *settings.tokenizer_place):
             raise no_offsets(tokenizer.slow) if own is None else no_method(own, "offsets")
-    return TokenizeStage(
-        tokenizer,
-        request_format=settings.requests.format,
-        max_text_bytes=settings.requests.max_text_bytes,
-        tasks=tasks,
-        known_parameters=known_parameters(settings, tasks),
-        most_tokens=most_tokens(settings, tasks),
-        deadline_ms=settings.requests.deadline_ms,
-        lanes=[*settings.batching.lanes],
-        lane_topics={
-            each.topic_names.requests: lane
-            for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
-        },
-    )
+    bounds = {"most_tokens": most_tokens(settings, tasks), "most_masks": most_masks(settings, tasks)}
+    with blaming(settings, *settings.tokenizer_place):
+        return TokenizeStage(
+            tokenizer,
+            request_format=settings.requests.format,
+            max_text_bytes=settings.requests.max_text_bytes,
+            tasks=tasks,
+            known_parameters=known_parameters(settings, tasks),
+            **bounds,
+            deadline_ms=settings.requests.deadline_ms,
+            lanes=[*settings.batching.lanes],
+            lane_topics={
+                each.topic_names.requests: lane
+                for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
+            },
+        )
 
 
 def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
@@ -73,6 +86,7 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
 
     Raises UserError, WorkerFailure.
     """
+    chosen = chosen_tokens(settings)
     sharing: dict[tuple[object, ...], list[int]] = {}
     for index, model in enumerate(settings.models):
         of_the_user = (model.onnx, model.onnx_output, model.plan, model.plan_output)
@@ -84,7 +98,7 @@ def open_encode_stage(settings: EnsembleSettings) -> EncodeStage:
             engines.append(open_model_engine(settings, indices, samples))
             opened.callback(engines[-1].close)
         opened.pop_all()  # they are the stage's now
-    return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings))
+    return EncodeStage(engines, row_length=settings.batching.row_length, max_length=max_length(settings), chosen=chosen)
 
 
 def open_postprocess_stage(settings: EnsembleSettings) -> PostprocessStage:

@@ -18,7 +18,7 @@ from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.requests import RequestKind
-from schemas.results import Entity, EntityGroup, Label, Output, Ranked, ZeroShot
+from schemas.results import Entity, EntityGroup, Filled, Label, Output, Ranked, ZeroShot
 
 # Of an output whose shape nobody knows.
 _MOST_CHARACTERS = 80
@@ -126,7 +126,10 @@ def _load_without_tokenizer(settings: EnsembleSettings) -> None:
 
 def _one_text(ensemble: Ensemble) -> str:
     with ensemble:
-        [answer] = ensemble.predict([_SAMPLES[ensemble.request_kind]])
+        sample = _SAMPLES[ensemble.request_kind]
+        if ensemble.mask_word is not None:
+            sample = _SAMPLE.replace("fox", ensemble.mask_word)
+        [answer] = ensemble.predict([sample])
     if isinstance(answer, Refused):
         raise UserError(f"{answer.reason}: {answer.error}")
     own = {model.name for model in ensemble.settings.models if isinstance(model.task, ClassPath)}
@@ -152,6 +155,8 @@ def _shape(output: Output) -> str:
             return _counted(len(output), "entity", "entities")
         case [Ranked(index, score), *_]:
             return f"passage {index} {score:.3f}"
+        case [Filled() as filled, *_]:
+            return f"{filled.token_str} {filled.score:.3f}"
         case [[*numbers], *_]:
             return f"{len(output)} x {len(numbers)} floats"
         case [*numbers]:

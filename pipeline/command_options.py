@@ -30,6 +30,7 @@ class TaskName(StrEnum):
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
     FEATURE_EXTRACTION = "feature-extraction"
     TOKEN_CLASSIFICATION = "token-classification"
+    FILL_MASK = "fill-mask"
 
 
 # Of several commands.
@@ -143,7 +144,7 @@ Task = Annotated[
     typer.Option(
         metavar="TASK",
         help="With --model: sentence-embedding, text-classification, text-ranking, zero-shot-classification, "
-        "feature-extraction or token-classification. Default: what the model is made for.",
+        "feature-extraction, token-classification or fill-mask. Default: what the model is made for.",
         show_default=False,
     ),
 ]

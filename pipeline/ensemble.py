@@ -80,6 +80,11 @@ class Ensemble:
         """What requests look like, by the models' tasks."""
         return self._tokenize.kind
 
+    @property
+    def mask_word(self) -> str | None:
+        """What a request's text must have one of, where a model's task is fill-mask."""
+        return self._tokenize.mask_word
+
     def predict(self, texts: Iterable[str | Mapping[str, Any]]) -> Iterator[Result | Refused]:
         """One entry a text or request (`{"text": ..., "parameters": ...}`), in order: its result, or why there is none.
 

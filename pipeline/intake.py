@@ -140,7 +140,7 @@ def _windows(pack: TokenPack | EncodingPack) -> int:
 def _shape(pack: TokenPack | EncodingPack) -> tuple[object, ...]:
     """Packs of another ensemble file, older or newer, can't be joined to these."""
     outputs = () if isinstance(pack, TokenPack) else pack.outputs
-    return bool(pack.details), *((output.name, output.width, output.of_tokens) for output in outputs)
+    return bool(pack.details), *(output.shape for output in outputs)
 
 
 def _size_bytes(record: InputRecord) -> int:

@@ -105,6 +105,8 @@ def user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig
             user_models.check_plan_width(config, found)
         if task == "feature-extraction":
             return user_models.token_output(model, found)
+        if task == "fill-mask":
+            return user_models.states_output(model, config, found)
         if task != "sentence-embedding" and head is None:
             return user_models.logits_output(model, config, found)
         pooling, normalize = pooling_of(model, config)
@@ -117,7 +119,7 @@ def user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig
 def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> ModelOutput:
     model = settings.models[index]
     task = task_of(settings, index, checkpoint)
-    if task == "feature-extraction":
+    if task in ("feature-extraction", "fill-mask"):  # the head of the latter is postprocess's
         return TokenOutput(name=model.name)
     if task == "token-classification":
         with blaming(settings, "models", index, "source"):

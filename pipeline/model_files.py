@@ -86,7 +86,10 @@ def task_of(settings: EnsembleSettings, index: int, config: CheckpointConfig) ->
         return model.task
     if model.head is not None or config.classifies:
         return "text-classification"
-    return "token-classification" if config.classifies_tokens else "sentence-embedding"
+    if config.classifies_tokens:
+        return "token-classification"
+    of_checkpoint = model.is_checkpoint and not isinstance(settings.engine.kind, ClassPath)
+    return "fill-mask" if config.fills_masks and of_checkpoint and not model.embeds else "sentence-embedding"
 
 
 def pooling_of(model: ModelSettings, config: CheckpointConfig) -> tuple[Pooling, bool]:

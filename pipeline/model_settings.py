@@ -22,12 +22,13 @@ Task = Literal[
     "zero-shot-classification",
     "feature-extraction",
     "token-classification",
+    "fill-mask",
 ]
 
 # Which tasks an option is for.
 _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "head": ("text-classification",),
-    "top_k": ("text-classification", "text-ranking"),
+    "top_k": ("text-classification", "text-ranking", "fill-mask"),
     "function_to_apply": ("text-classification", "text-ranking"),
     "threshold": ("text-classification",),
     "truncate_dim": ("sentence-embedding",),
@@ -38,6 +39,9 @@ _OF_TASKS: dict[str, tuple[Task, ...]] = {
 }
 # And a class of the user's own, whatever it reads.
 _OF_CLASSES = ("head", "pooling", "normalize")
+
+# Which say that an embedding is wanted, where nothing says what is.
+_OF_EMBEDDINGS = frozenset({"pooling", "normalize", "truncate_dim", "precision", "ranges"})
 
 # Of which the checkpoint's own head has its own pooling.
 _CLASSIFIERS: tuple[Task, ...] = ("text-classification", "text-ranking", "zero-shot-classification")
@@ -129,9 +133,10 @@ class ModelSettings(Section):
 
     task: Annotated[Task | ClassPath | None, names_or_class(get_args(Task), optional=True)] = None
     """Default: what the checkpoint is made for: text-classification with a head, token-classification with one of
-    tokens, else sentence-embedding. text-ranking is a cross-encoder's (one logit), zero-shot-classification wants a
-    model of natural language inference, feature-extraction answers the vector of each token. A class of your own, as
-    `module:Class`, makes the output of the model's numbers: docs/own-classes.md."""
+    tokens, fill-mask with a masked language model's (unless another option is an embedding's), else sentence-embedding.
+    text-ranking is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference,
+    feature-extraction answers the vector of each token. A class of your own, as `module:Class`, makes the output of the
+    model's numbers: docs/own-classes.md."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """What a class that is `task` is called with, by keyword."""
@@ -149,8 +154,8 @@ class ModelSettings(Section):
     Default: the checkpoint's own head."""
 
     top_k: int | None = Field(default=1, ge=1, le=100_000)
-    """How many labels a classification answers, and passages a ranking, best first; null: all of them. A ranking has no
-    other default."""
+    """How many labels a classification answers, passages a ranking and tokens a fill-mask for each mask, best first;
+    null: all of them, of a fill-mask not allowed. A ranking has no other default, a fill-mask 5."""
 
     function_to_apply: ScoreFunction | None = None
     """What makes scores of a classification's or a ranking's logits. Default: as transformers chooses it, by the
@@ -180,6 +185,11 @@ class ModelSettings(Section):
     sentence-transformers' quantize_embeddings takes them. Relative to the ensemble file."""
 
     @property
+    def embeds(self) -> bool:
+        """Whether an option says that its vectors are wanted."""
+        return not self.model_fields_set.isdisjoint(_OF_EMBEDDINGS)
+
+    @property
     def is_checkpoint(self) -> bool:
         """Whether its graph is written here, and not the user's."""
         return self.onnx is None and self.plan is None
@@ -201,6 +211,8 @@ class ModelSettings(Section):
             wrong.add("options", message="has no effect without a class of yours; allowed with: task: module:Class")
         if self.precision in ("int8", "uint8") and self.ranges is None:
             wrong.add("precision", message=f"{self.precision} needs ranges; allowed with: ranges")
+        if self.task == "fill-mask" and self.top_k is None:
+            wrong.add("top_k", message="null is not allowed for fill-mask; allowed: an integer from 1 to 100,000")
         if self.task in TOKEN_TASKS:
             for option in ("pooling", "normalize"):
                 if option in self.model_fields_set:

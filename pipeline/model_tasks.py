@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.checkpoint import CheckpointConfig
+from engines.masked_lm import masked_language_model_head
 from pipeline.class_paths import ClassPath
 from pipeline.model_files import blaming, found_folder, model_config, model_head, pooling_of, task_of
 from pipeline.model_settings import Task
@@ -20,6 +21,8 @@ from schemas.requests import request_kind
 from stages.classification import TextClassification
 from stages.embeddings import SentenceEmbedding
 from stages.features import FeatureExtraction
+from stages.fill_mask import FillMask
+from stages.mask_tokens import MaskVocabulary, mask_of_folder
 from stages.pair_tasks import TextRanking, ZeroShotClassification
 from stages.tasks import AnyTask
 from stages.token_classification import TokenClassification
@@ -27,6 +30,9 @@ from stages.token_words import OwnTokenWords, TokenWords
 
 # Of one result: some 11 bytes of JSON each, of the 16 MiB that a record may have.
 _MOST_NUMBERS = 1_400_000
+
+# `transformers.FillMaskPipeline`'s.
+_TOP_K = 5
 
 # As `transformers.TextClassificationPipeline` chooses where its caller does not.
 _FUNCTIONS: dict[str | None, ScoreFunction] = {
@@ -60,8 +66,37 @@ def most_tokens(settings: EnsembleSettings, tasks: Sequence[Task]) -> int:
     return _MOST_NUMBERS // max(widths) if widths else sys.maxsize
 
 
+def most_masks(settings: EnsembleSettings, tasks: Sequence[Task]) -> int:
+    """Of a text, whose hidden states go from encode to postprocess."""
+    widths = [
+        model_config(settings, index).config.hidden_size for index, task in enumerate(tasks) if task == "fill-mask"
+    ]
+    return _MOST_NUMBERS // max(1, *widths) if widths else sys.maxsize
+
+
+def require_models_tokenizer(settings: EnsembleSettings) -> None:
+    """Which writes the tokens that fill-mask answers. Raises SettingsError where the tokenizer is the user's own."""
+    if settings.tokenizer.class_ is not None:
+        message = f"{settings.tokenizer.class_} is not for fill-mask, which writes texts by the model's tokenizer: "
+        raise settings.mistake("tokenizer", "class", message=message + "leave it out, or choose another task")
+
+
+def chosen_tokens(settings: EnsembleSettings) -> dict[str, int]:
+    """Model name -> the number of the only tokens that its task reads. Raises UserError."""
+    fill = [
+        model.name for model, task in zip(settings.models, model_tasks(settings), strict=True) if task == "fill-mask"
+    ]
+    if not fill:
+        return {}
+    require_models_tokenizer(settings)
+    with blaming(settings, *settings.tokenizer_place):
+        mask = mask_of_folder(found_folder(settings.tokenizer_source))
+    return dict.fromkeys(fill, mask.number)
+
+
 def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
-    """Without weights: a head's labels are in its file, the checkpoint's own are in its config."""
+    """Without weights: a head's labels are in its file, the checkpoint's own are in its config. Only a masked language
+    model's head is computed here, and its weights mapped."""
     model = settings.models[index]
     config = model_config(settings, index)
     if isinstance(model.task, ClassPath):
@@ -85,6 +120,8 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
                 aggregation_strategy=model.aggregation_strategy,
                 ignore_labels=_ignored(settings, index, config),
             )
+        case "fill-mask":
+            return _fill_mask(settings, index, config)
         case "text-ranking":
             if len(config.labels) != 1:
                 message = f"text-ranking wants one label, and {config.folder} has {len(config.labels)}"
@@ -125,6 +162,20 @@ def _ignored(settings: EnsembleSettings, index: int, config: CheckpointConfig) -
                 message = f"{label!r} is no label of the model; allowed: {', '.join(config.labels)}"
                 raise settings.mistake("models", index, "ignore_labels", message=message)
     return model.ignore_labels
+
+
+def _fill_mask(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> FillMask:
+    model = settings.models[index]
+    top_k = model.top_k if "top_k" in model.model_fields_set else _TOP_K
+    if top_k is None:
+        message = "null is not allowed for fill-mask; allowed: an integer from 1 to 100,000"
+        raise settings.mistake("models", index, "top_k", message=message)
+    require_models_tokenizer(settings)
+    with blaming(settings, "models", index, "source"):
+        head = masked_language_model_head(config)
+    with blaming(settings, *settings.tokenizer_place):
+        vocabulary = MaskVocabulary.of_folder(found_folder(settings.tokenizer_source))
+    return FillMask(head, vocabulary, top_k=top_k)
 
 
 def _embedding(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> SentenceEmbedding:

@@ -99,7 +99,7 @@ def _chosen(settings: EnsembleSettings, index: int, path: ClassPath, answers: Ma
 
 
 def _usual(task: Task, *, headed: bool) -> tuple[str, ...]:
-    if task == "feature-extraction":
+    if task in ("feature-extraction", "fill-mask"):
         return _TOKENS
     return _VECTORS if task == "sentence-embedding" or headed else _LOGITS
 

@@ -82,6 +82,17 @@ def token_output(model: ModelSettings, found: Answer) -> TokenOutput:
     return TokenOutput(name=model.name)
 
 
+def states_output(model: ModelSettings, config: CheckpointConfig, found: Answer) -> TokenOutput:
+    """Hidden states of tokens, for the masked language model's head of the checkpoint. Raises CheckpointError."""
+    if found.width != config.config.hidden_size:
+        raise CheckpointError(
+            f"{found.path}: output {found.output!r} is {found.width} wide, and fill-mask wants hidden states of "
+            f"{config.config.hidden_size} (hidden_size), whose head it reads from the checkpoint's weights: export the "
+            "model without its head, or leave the file out"
+        )
+    return token_output(model, found)
+
+
 def vector_output(
     model: ModelSettings,
     config: CheckpointConfig,

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from schemas.parameters import Parameters
-from schemas.requests import BODIES, request_kind
+from schemas.requests import BODIES, ONE_TEXT_TASKS, request_kind
 from schemas.results import TASK_OUTPUTS, Result
 from schemas.urgency import Unanswered
 
@@ -29,7 +29,11 @@ def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collec
         for name, each in parameters["properties"].items()
         if name in known
     }
+    if "fill-mask" in tasks and "top_k" in parameters["properties"]:
+        parameters["properties"]["top_k"] = _not_null(parameters["properties"]["top_k"])
     properties = schema["properties"]
+    if not ONE_TEXT_TASKS.isdisjoint(tasks):
+        del properties["text_pair"]
     if known:
         properties["parameters"] = parameters | {"description": "For this request alone, by name."}
     else:
@@ -60,6 +64,11 @@ def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema
     schema["properties"]["outputs"] = {"anyOf": [answered, {"type": "object", "additionalProperties": False}]}
     schema["properties"]["unanswered"] = {"enum": [*get_args(Unanswered)]}
     return schema
+
+
+def _not_null(schema: Schema) -> Schema:
+    [other] = [each for each in schema["anyOf"] if each.get("type") != "null"]
+    return dict(other)
 
 
 def _alternatives(kinds: tuple[Any, ...]) -> Schema:

@@ -7,7 +7,7 @@ Order inside a pack is the order of the source partition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, TypeVar
 
@@ -104,16 +104,28 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 class EncodedOutput(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One model's numbers for every chunk of a pack, float32 (chunks, width), flat; or for every token of every
-    chunk, (sum of lengths, width)."""
+    chunk, (sum of lengths, width); or for some of the tokens: `chosen`, int32 (chosen,), says which of the pack's, in
+    their order."""
 
     name: str
     width: _Count
     values: bytes
     of_tokens: bool = False
+    chosen: bytes | None = None
 
     def rows(self) -> NDArray[np.float32]:
-        """(chunks, width), or of tokens (sum of lengths, width)"""
+        """(chunks, width), or of tokens (sum of lengths, width), or of some (chosen, width)"""
         return np.frombuffer(self.values, _FLOAT32).reshape(-1, self.width)
+
+    def places(self) -> NDArray[np.int32]:
+        """Which of the pack's tokens its rows are of, where they are of some."""
+        assert self.chosen is not None, "an output of some tokens"
+        return np.frombuffer(self.chosen, _INT32)
+
+    @property
+    def shape(self) -> tuple[str, int, bool, bool]:
+        """What packs that are joined have in common."""
+        return self.name, self.width, self.of_tokens, self.chosen is not None
 
 
 class EncodingPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="encodings/2"):
@@ -168,16 +180,27 @@ def token_pack(
 
 
 def encoding_pack(
-    pack: TokenPack, outputs: dict[str, NDArray[np.float32]], of_tokens: frozenset[str] = frozenset()
+    pack: TokenPack,
+    outputs: dict[str, NDArray[np.float32]],
+    of_tokens: frozenset[str] = frozenset(),
+    chosen: Mapping[str, NDArray[np.int32]] | None = None,
 ) -> EncodingPack:
-    """The encodings of a token pack; each output is float32 (chunks, width), or `of_tokens` (sum of lengths, width)."""
+    """The encodings of a token pack; each output is float32 (chunks, width), or `of_tokens` (sum of lengths, width);
+    of those that are `chosen` (chosen, width), of the tokens that these say."""
+    places = {name: each.astype(_INT32, copy=False).tobytes() for name, each in (chosen or {}).items()}
     return EncodingPack(
         topic=pack.topic,
         partition=pack.partition,
         texts=pack.texts,
         lengths=pack.lengths,
         outputs=[
-            EncodedOutput(name, rows.shape[1], rows.astype(_FLOAT32, copy=False).tobytes(), name in of_tokens)
+            EncodedOutput(
+                name,
+                rows.shape[1],
+                rows.astype(_FLOAT32, copy=False).tobytes(),
+                name in of_tokens or name in places,
+                places.get(name),
+            )
             for name, rows in outputs.items()
         ],
         details=pack.details,
@@ -232,6 +255,8 @@ def decode_encoding_pack(value: bytes | None) -> EncodingPack:
     _require(len(set(names)) == len(names), "two outputs have one name")
     for output in pack.outputs:
         rows = int(lengths.sum()) if output.of_tokens else len(lengths)
+        if output.chosen is not None:
+            rows = _checked_places(output, rows)
         _require(
             len(output.values) == rows * output.width * _FLOAT32.itemsize,
             f"output {output.name!r} has not {rows} rows of {output.width}",
@@ -268,6 +293,17 @@ def _check_details(pack: TokenPack | EncodingPack, lengths: NDArray[np.int32]) -
         expected_bytes = int(lengths.sum()) * DETAILS * _INT32.itemsize
         _require(len(pack.details) == expected_bytes, "details and lengths disagree")
         _require(int(np.frombuffer(pack.details, _INT32).min()) >= SPECIAL, "details are not of a text")
+
+
+def _checked_places(output: EncodedOutput, tokens: int) -> int:
+    """How many of the tokens are chosen."""
+    assert output.chosen is not None
+    _require(output.of_tokens, f"output {output.name!r} has chosen tokens and is of none")
+    _require(len(output.chosen) % _INT32.itemsize == 0, f"output {output.name!r}: places are not whole int32")
+    places = output.places()
+    rising = bool((np.diff(places) > 0).all()) and (not len(places) or 0 <= places[0] <= places[-1] < tokens)
+    _require(rising, f"output {output.name!r} is of tokens that the pack has not")
+    return len(places)
 
 
 def _require(holds: bool, message: str) -> None:

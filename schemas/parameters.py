@@ -30,7 +30,7 @@ AggregationStrategy = Literal["none", "simple", "first", "average", "max"]
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What of it is UNSET is as the ensemble file says."""
 
-    # text-classification
+    # text-classification, text-ranking, fill-mask
     top_k: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType | None = UNSET
     function_to_apply: ScoreFunction | UnsetType = UNSET
     threshold: float | UnsetType = UNSET
@@ -44,6 +44,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     # token-classification
     aggregation_strategy: AggregationStrategy | UnsetType = UNSET
     ignore_labels: list[str] | UnsetType = UNSET
+    # fill-mask
+    targets: Annotated[list[str], Meta(min_length=1)] | str | UnsetType = UNSET
 
     def names(self) -> list[str]:
         """Of those that are set."""
@@ -64,13 +66,15 @@ KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
     "sentence-embedding": ("truncate_dim", "normalize", "precision"),
     "feature-extraction": (),
     "token-classification": ("aggregation_strategy", "ignore_labels"),
+    "fill-mask": ("top_k", "targets"),
     "text-ranking": ("top_k", "function_to_apply"),
     "zero-shot-classification": ("multi_label", "hypothesis_template"),
 }
 
 
 def check_parameters(parameters: Parameters, tasks: Mapping[str, Collection[str]]) -> None:
-    """Raises BadRecord where none of the ensemble's tasks knows one of them; `tasks` says what each knows."""
+    """Raises BadRecord where none of the ensemble's tasks knows one of them, or one of them can't take its value;
+    `tasks` says what each knows."""
     known = [name for task in sorted(tasks) for name in tasks[task]]
     for name in parameters.names():
         if name not in known:
@@ -79,3 +83,5 @@ def check_parameters(parameters: Parameters, tasks: Mapping[str, Collection[str]
                 f"parameters.{name}: no model here knows it ({', '.join(sorted(tasks))}); known: "
                 f"{', '.join(known) or 'none'}",
             )
+    if parameters.top_k is None and "fill-mask" in tasks:
+        raise BadRecord(Reason.BAD_REQUEST, "parameters.top_k: null, which fill-mask does not take: give a number")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.packs import NARROW, WIDE, EncodedOutput, EncodingPack, TokenPack, split_rows
 
@@ -33,7 +34,7 @@ def joined_tokens(packs: Sequence[TokenPack]) -> TokenPack:
 def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
     """The same of encodings. Their outputs must be of the same names and widths, in the same order."""
     first = packs[0]
-    shapes = {tuple((output.name, output.width, output.of_tokens) for output in pack.outputs) for pack in packs}
+    shapes = {tuple(output.shape for output in pack.outputs) for pack in packs}
     assert len({(pack.topic, pack.partition) for pack in packs}) == len(shapes) == 1
     return EncodingPack(
         topic=first.topic,
@@ -41,14 +42,26 @@ def joined_encodings(packs: Sequence[EncodingPack]) -> EncodingPack:
         texts=[text for pack in packs for text in pack.texts],
         lengths=b"".join(pack.lengths for pack in packs),
         outputs=[
-            EncodedOutput(
-                output.name, output.width, b"".join(pack.outputs[place].values for pack in packs), output.of_tokens
+            msgspec.structs.replace(
+                output,
+                values=b"".join(pack.outputs[place].values for pack in packs),
+                chosen=None if output.chosen is None else _joined_places(packs, place),
             )
             for place, output in enumerate(first.outputs)
         ],
         details=_joined_details(packs),
         closed=[text for pack in packs for text in pack.closed],
     )
+
+
+def _joined_places(packs: Sequence[EncodingPack], output: int) -> bytes:
+    """Of an output of chosen tokens, by its number."""
+    places: list[NDArray[np.int32]] = []
+    tokens = 0
+    for pack in packs:
+        places.append(pack.outputs[output].places() + np.int32(tokens))
+        tokens += int(pack.chunk_lengths().sum())
+    return np.concatenate(places).astype("<i4", copy=False).tobytes()
 
 
 def _joined_details(packs: Sequence[TokenPack] | Sequence[EncodingPack]) -> bytes:
@@ -81,11 +94,19 @@ def of_texts(pack: EncodingPack, places: Sequence[int]) -> EncodingPack:
         pack,
         texts=[pack.texts[place] for place in places],
         lengths=pack.chunk_lengths()[of_chunks].tobytes(),
-        outputs=[
-            msgspec.structs.replace(
-                output, values=output.rows()[of_tokens if output.of_tokens else of_chunks].tobytes()
-            )
-            for output in pack.outputs
-        ],
+        outputs=[_part(output, of_tokens if output.of_tokens else of_chunks) for output in pack.outputs],
         details=pack.token_details()[of_tokens].tobytes() if pack.details else b"",
+    )
+
+
+def _part(output: EncodedOutput, kept: NDArray[np.intp]) -> EncodedOutput:
+    """Of these rows, or where they are of chosen tokens, of those of these tokens. Both rise."""
+    if output.chosen is None:
+        return msgspec.structs.replace(output, values=output.rows()[kept].tobytes())
+    places = output.places()
+    mine = np.isin(places, kept)
+    return msgspec.structs.replace(
+        output,
+        values=output.rows()[mine].tobytes(),
+        chosen=np.searchsorted(kept, places[mine]).astype("<i4").tobytes(),
     )

@@ -44,7 +44,7 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, k
 
 
 class TextRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
-    """A text to be embedded or classified; `text_pair` is read behind it, as the second of a pair."""
+    """A text to be embedded, classified or filled in; `text_pair` is read behind it, as the second of a pair."""
 
     text: str
     text_pair: str | None = None
@@ -69,9 +69,11 @@ _KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classifi
 
 
 # They ask for numbers of each token, and for what is known of it.
-TOKEN_TASKS = frozenset({"feature-extraction", "token-classification"})
+TOKEN_TASKS = frozenset({"feature-extraction", "token-classification", "fill-mask"})
 # And of those, which ask what characters a token is of.
-OFFSET_TASKS = frozenset({"token-classification"})
+OFFSET_TASKS = frozenset({"token-classification", "fill-mask"})
+# They read no pairs.
+ONE_TEXT_TASKS = frozenset({"token-classification", "fill-mask"})
 
 
 def request_kind(tasks: Collection[str]) -> RequestKind:

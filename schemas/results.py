@@ -2,8 +2,8 @@
 
 An output has the shape that `transformers.pipeline` gives for one text: text classification a list of
 `{"label", "score"}`, a sentence embedding a list of numbers, feature extraction such a list for each token, token
-classification its entities, zero-shot classification its labels and scores. Text ranking answers as
-text-embeddings-inference does.
+classification its entities, fill-mask what may stand in a mask's place, zero-shot classification its labels and scores.
+Text ranking answers as text-embeddings-inference does.
 """
 
 from __future__ import annotations
@@ -44,6 +44,15 @@ class EntityGroup(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
+class Filled(msgspec.Struct, frozen=True, gc=False):
+    """A token that may stand in a mask's place: its probability, its number, and the text with it."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
 class Ranked(msgspec.Struct, frozen=True, gc=False):
     """One passage, by its place in the request, and its score."""
 
@@ -65,10 +74,21 @@ TASK_OUTPUTS: dict[str, tuple[Any, ...]] = {
     "sentence-embedding": (list[float],),
     "feature-extraction": (list[list[float]],),
     "token-classification": (list[Entity], list[EntityGroup]),
+    "fill-mask": (list[Filled], list[list[Filled]]),
     "text-ranking": (list[Ranked],),
     "zero-shot-classification": (ZeroShot,),
 }
-Output = list[Label] | list[float] | list[list[float]] | list[Ranked] | list[Entity] | list[EntityGroup] | ZeroShot
+Output = (
+    list[Label]
+    | list[float]
+    | list[list[float]]
+    | list[Ranked]
+    | list[Entity]
+    | list[EntityGroup]
+    | list[Filled]
+    | list[list[Filled]]
+    | ZeroShot
+)
 
 
 class Result(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

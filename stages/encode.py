@@ -38,7 +38,7 @@ _OfWindows = NDArray[np.float32] | list[NDArray[np.float32]]
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """What came of N windows: `outputs` name -> float32 (N, W), `of_tokens` name -> float32 (tokens, W) of each window,
-    and the windows that failed, by index.
+    and the windows that failed, by index. Of the outputs in `chosen` only tokens of this number are there, (chosen, W).
 
     `tokens` are real ones, `padded_tokens` what the engines computed, ends of rows included.
     """
@@ -48,6 +48,7 @@ class Encoded:
     tokens: int
     padded_tokens: int
     of_tokens: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class EncodeStage:
     """Every engine reads the same packed rows; together they give each window its outputs.
 
     `max_length` is the most tokens that all of the models read: attention costs memory by its square, so a longer
-    window (there is none unless a pack was forged) fails before an engine sees it. `sleep` is how a busy engine is
-    waited for.
+    window (there is none unless a pack was forged) fails before an engine sees it. `chosen` says of which outputs of
+    tokens only those of one number are wanted: output name -> number. `sleep` is how a busy engine is waited for.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class EncodeStage:
         *,
         row_length: int,
         max_length: int,
+        chosen: Mapping[str, int] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engines = tuple(engines)
         self._row_length = row_length
         self._max_length = max_length
+        self._chosen = dict(chosen or {})
         self._sleep = sleep
         self._widths = {name: width for engine in engines for name, width in engine.widths.items()}
         self._of_tokens = frozenset(name for engine in engines for name in engine.of_tokens)
@@ -101,7 +104,7 @@ class EncodeStage:
             if name not in self._of_tokens
         }
         of_tokens = {
-            name: [np.zeros((len(window), width), np.float32) for window in windows]
+            name: [np.zeros((self._count(name, window), width), np.float32) for window in windows]
             for name, width in self._widths.items()
             if name in self._of_tokens
         }
@@ -119,7 +122,7 @@ class EncodeStage:
         if len(failed) > too_long:
             self._try_engines(batch.waits_s)
             self._run_busy_again(batch)
-        return Encoded(outputs, failed, tokens, padded_tokens, of_tokens)
+        return Encoded(outputs, failed, tokens, padded_tokens, of_tokens, self._chosen)
 
     def close(self) -> None:
         """Close every engine."""
@@ -197,7 +200,16 @@ class EncodeStage:
             shape = group.rows.input_ids.shape if of_tokens else group.rows.row.shape
             assert rows.shape == (*shape, self._widths[name]), "an engine answers each window once"
             computed[name] = tokens_of_texts(rows, group.rows) if of_tokens else rows
+            if name in self._chosen:
+                ids = tokens_of_texts(group.rows.input_ids[:, :, np.newaxis], group.rows)
+                computed[name] = [
+                    tokens[each[:, 0] == self._chosen[name]] for tokens, each in zip(computed[name], ids, strict=True)
+                ]
         return computed
+
+    def _count(self, name: str, window: NDArray[np.int32]) -> int:
+        """How many rows the window has of an output of tokens."""
+        return int((window == self._chosen[name]).sum()) if name in self._chosen else len(window)
 
     def _pack_some(self, windows: Sequence[NDArray[np.int32]], chosen: Sequence[int]) -> list[RowGroup]:
         """Rows of the chosen windows, which keep their index."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ class PackInProgress(Generic[Owner]):
         self._missing = len(self.windows)
         self._outputs: dict[str, NDArray[np.float32]] = {}
         self._of_tokens: dict[str, dict[int, NDArray[np.float32]]] = {}
+        self._chosen: Mapping[str, int] = {}
         self._failed: dict[int, BadRecord] = {}
         self._closed: dict[int, Unanswered] = {}
         self._texts: list[int] | None = None
@@ -51,6 +53,7 @@ class PackInProgress(Generic[Owner]):
                 self._outputs[name] = np.empty((len(self.windows), rows.shape[1]), np.float32)
             self._outputs[name][place] = rows[index]
         if encoded.of_tokens:
+            self._chosen = encoded.chosen
             for name, tokens in encoded.of_tokens.items():
                 self._of_tokens.setdefault(name, {})[place] = tokens[index]
         if index in encoded.failed:
@@ -114,4 +117,8 @@ class PackInProgress(Generic[Owner]):
         outputs = {name: rows if whole else rows[windows] for name, rows in self._outputs.items()}
         for name, tokens in self._of_tokens.items():
             outputs[name] = np.concatenate([tokens[window] for window in windows])
-        return encoding_pack(pack, outputs, frozenset(self._of_tokens))
+        places: dict[str, NDArray[np.int32]] = {}
+        if self._chosen:
+            ids = np.concatenate([self.windows[window] for window in windows])
+            places = {name: np.flatnonzero(ids == number).astype(np.int32) for name, number in self._chosen.items()}
+        return encoding_pack(pack, outputs, frozenset(self._of_tokens), places)

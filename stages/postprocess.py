@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,8 +14,11 @@ from schemas.packs import ClosedText, EncodedOutput, EncodingPack, PackedText, c
 from schemas.regrouping import of_texts
 from schemas.results import Output, Result
 from stages.blame import answer_apart
-from stages.tasks import AnyTask, PairsTask, TokensTask, join_windows, of_each_text
+from stages.tasks import AnyTask, ChosenTokensTask, PairsTask, TokensTask, join_windows, of_each_text
 from stages.token_details import rows_once
+
+# Output name -> by text.
+_Rows = Mapping[str, Sequence[NDArray[Any]]]
 
 
 class PostprocessStage:
@@ -28,8 +32,13 @@ class PostprocessStage:
         self._tasks = dict(tasks)
         # What reads what is asked once: of protocols it takes a microsecond.
         self._of_tokens = {name: task for name, task in tasks.items() if isinstance(task, TokensTask)}
+        self._of_chosen = {name: task for name, task in tasks.items() if isinstance(task, ChosenTokensTask)}
         self._of_pairs = {name: task for name, task in tasks.items() if isinstance(task, PairsTask)}
-        self._of_texts = {name: task for name, task in tasks.items() if not isinstance(task, (TokensTask, PairsTask))}
+        self._of_texts = {
+            name: task
+            for name, task in tasks.items()
+            if not isinstance(task, (TokensTask, ChosenTokensTask, PairsTask))
+        }
 
     def __call__(self, pack: EncodingPack) -> list[Result | BadRecord]:
         """One entry a text, in order: its result, or why there is none. What is closed has none.
@@ -65,27 +74,36 @@ class PostprocessStage:
         return _result(pack, pack.texts[0], outputs)
 
     def _reads(self, output: EncodedOutput, pack: EncodingPack) -> bool:
-        """Whether it is what its task reads: of tokens, with their details, or not."""
-        of_tokens = output.name in self._of_tokens
-        return output.of_tokens == of_tokens and (bool(pack.details) or not of_tokens)
+        """Whether it is what its task reads: of tokens, all or some, with their details, or not."""
+        chosen = output.name in self._of_chosen
+        of_tokens = chosen or output.name in self._of_tokens
+        fits = output.of_tokens == of_tokens and (output.chosen is not None) == chosen
+        return fits and (bool(pack.details) or not of_tokens)
 
     def _rows(
         self, pack: EncodingPack, rows: Mapping[str, NDArray[np.float32]], once: Sequence[NDArray[np.intp]]
-    ) -> dict[str, Sequence[NDArray[np.float64]]]:
-        """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W)."""
+    ) -> _Rows:
+        """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W), or of
+        some of them."""
         chunks = [text.chunks for text in pack.texts]
-        found: dict[str, Sequence[NDArray[np.float64]]] = {}
+        found: dict[str, Sequence[NDArray[Any]]] = {}
         for name in self._of_texts:
             found[name] = [*join_windows(rows[name], pack.chunk_lengths(), chunks)]
         for name in self._of_pairs:
             found[name] = of_each_text(rows[name], chunks)
         for name in self._of_tokens:
             found[name] = [rows[name][each].astype(np.float64) for each in once]
+        for output in pack.outputs:
+            if output.name in self._of_chosen:
+                places = output.places()
+                found[output.name] = [
+                    rows[output.name][np.searchsorted(places, each[np.isin(each, places)])] for each in once
+                ]
         return found
 
     def _outputs(
         self,
-        rows: Mapping[str, Sequence[NDArray[np.float64]]],
+        rows: _Rows,
         texts: Sequence[PackedText],
         details: Sequence[NDArray[np.int32]],
     ) -> list[dict[str, Output]]:
@@ -97,6 +115,8 @@ class PostprocessStage:
             answers[name] = [of_pairs.of_pairs(each, text) for each, text in zip(rows[name], texts, strict=True)]
         for name, of_tokens in self._of_tokens.items():
             answers[name] = [of_tokens.of_tokens(*each) for each in zip(rows[name], details, texts, strict=True)]
+        for name, of_chosen in self._of_chosen.items():
+            answers[name] = of_chosen.of_chosen(rows[name], details, texts)
         for name, outputs in answers.items():
             assert len(outputs) == len(texts), f"the task of {name} made {len(outputs)} outputs of {len(texts)} texts"
         return [{name: answers[name][place] for name in self._tasks} for place in range(len(texts))]

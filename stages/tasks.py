@@ -43,7 +43,21 @@ class TokensTask(Protocol):
     def of_tokens(self, rows: NDArray[np.float64], details: NDArray[np.int32], text: PackedText, /) -> Output: ...
 
 
-AnyTask = Task | PairsTask | TokensTask
+@runtime_checkable
+class ChosenTokensTask(Protocol):
+    """Turns the rows (chosen, W) of each text's chosen tokens into one output a text, all at once; `details`
+    (tokens, 4) of all of its tokens, as `schemas.packs` has them. Raises BadRecord likewise."""
+
+    def of_chosen(
+        self,
+        rows: Sequence[NDArray[np.float32]],
+        details: Sequence[NDArray[np.int32]],
+        texts: Sequence[PackedText],
+        /,
+    ) -> list[Output]: ...
+
+
+AnyTask = Task | PairsTask | TokensTask | ChosenTokensTask
 
 
 def answers_as_asked(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from stages.errors import TokenizerError
+from stages.mask_tokens import MaskToken, mask_of
 from stages.pairs import PairTemplate, Truncation
 from stages.plain_tokens import PlainTokens
 from stages.token_details import TokenDetails
@@ -66,6 +67,7 @@ class TextTokenizer:
         self.max_length = min(max_length, getattr(found, "model_max_length", max_length))
         self._long_texts = long_texts
         self.slow = ""
+        self._loaded: Any = None
         if own is None and found.is_fast:
             backend, plain = found.backend_tokenizer, None
             special = backend.num_special_tokens_to_add(is_pair=False)
@@ -100,6 +102,12 @@ class TextTokenizer:
         backend.enable_truncation(self.max_length, stride=stride)
         self._backend = WordCache(backend)
         self._details = TokenDetails(backend, stride=stride)
+        self._loaded = found
+
+    def mask(self) -> MaskToken:
+        """The mask token of a fast tokenizer. Raises TokenizerError where it has none."""
+        assert self._loaded is not None, "only a model's own fast tokenizer is asked"
+        return mask_of(self._loaded)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""

@@ -16,6 +16,7 @@ from schemas.packs import ClosedText, PackedText, TokenPack, token_pack
 from schemas.parameters import KNOWN_PARAMETERS, check_parameters
 from schemas.records import InputRecord, Source
 from schemas.requests import (
+    ONE_TEXT_TASKS,
     TOKEN_TASKS,
     Request,
     RequestFormat,
@@ -26,6 +27,7 @@ from schemas.requests import (
 )
 from schemas.urgency import LANE, Urgency, urgency_of
 from stages.blame import answer_apart
+from stages.mask_tokens import MaskToken
 from stages.pairs import Truncation
 from stages.text_tokenizer import TextTokenizer, TokenizedText
 from stages.token_details import bare_details
@@ -62,14 +64,16 @@ class TokenizeStage:
         tasks: Collection[str] = ("sentence-embedding",),
         known_parameters: Mapping[str, Collection[str]] | None = None,
         most_tokens: int = sys.maxsize,
+        most_masks: int = sys.maxsize,
         deadline_ms: int | None = None,
         lanes: Collection[str] = (),
         lane_topics: Mapping[str, str] | None = None,
     ) -> None:
         """`tasks` are those of the ensemble's models: what requests look like. `known_parameters` are those that they
         may have, by task; by default those of `tasks`. A text of more than `most_tokens` would have a result that is
-        too large for Kafka. A request has expired `deadline_ms` after it was written. `lanes` are those that its
-        headers may name, `lane_topics` the lanes of topics whose requests name none."""
+        too large for Kafka, one of more than `most_masks` encodings that are. A request has expired `deadline_ms` after
+        it was written. `lanes` are those that its headers may name, `lane_topics` the lanes of topics whose requests
+        name none. Raises TokenizerError where a task wants masks, and the tokenizer has none."""
         self._tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
@@ -80,11 +84,19 @@ class TokenizeStage:
         self._deadline_ms = deadline_ms
         self._lanes = lanes
         self._lane_topics = lane_topics or {}
+        self._most_masks = most_masks
+        self._mask = tokenizer.mask() if "fill-mask" in tasks else None
+        self._of_one_text = sorted(ONE_TEXT_TASKS.intersection(tasks))
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
         self._names_words = "token-classification" in tasks
         # As transformers' pipeline cuts.
         self._truncation: Truncation = "only_first" if self.kind == "zero-shot" else "longest_first"
+
+    @property
+    def mask_word(self) -> str | None:
+        """What a text must have one of, where a task fills masks."""
+        return None if self._mask is None else self._mask.word
 
     def __call__(
         self, groups: Sequence[Sequence[InputRecord]], *, now_ms: float | None = None
@@ -127,6 +139,10 @@ class TokenizeStage:
                 )
                 if request.parameters is not None:
                     check_parameters(request.parameters, self._known_parameters)
+                if self._of_one_text and not isinstance(request.inputs[0], str):
+                    read = "reads" if len(self._of_one_text) == 1 else "read"
+                    message = f"text_pair: {' and '.join(self._of_one_text)} {read} one text"
+                    raise BadRecord(Reason.BAD_REQUEST, message)
                 if self._names_words:
                     request = _with_text(request)
                 urgency = self._urgency(record)
@@ -158,7 +174,11 @@ class TokenizeStage:
         ]
 
     def _bounded(self, outcome: TokenizedText | BadRecord) -> TokenizedText | BadRecord:
-        if isinstance(outcome, BadRecord) or len(outcome.windows) == 1:
+        if isinstance(outcome, BadRecord):
+            return outcome
+        if self._mask is not None and (refused := self._refused(outcome, self._mask)):
+            return refused
+        if len(outcome.windows) == 1:
             return outcome
         tokens = sum(map(len, outcome.windows))
         if tokens <= self._most_tokens:
@@ -167,6 +187,20 @@ class TokenizeStage:
             Reason.RESULT_TOO_LARGE,
             f"{tokens} tokens, of which feature-extraction answers a vector each; allowed here: {self._most_tokens}",
         )
+
+    def _refused(self, outcome: TokenizedText, mask: MaskToken) -> BadRecord | None:
+        """Why its masks can't be filled, if they can't."""
+        masks = sum(int(np.count_nonzero(window == mask.number)) for window in outcome.windows)
+        if not masks:
+            where = (
+                f" in its first {len(outcome.windows[0])} tokens, the others are cut off" if outcome.truncated else ""
+            )
+            return BadRecord(
+                Reason.BAD_REQUEST, f"text: no {mask.word}{where}: fill-mask wants one where a token is to be found"
+            )
+        if masks > self._most_masks:
+            return BadRecord(Reason.RESULT_TOO_LARGE, f"{masks} {mask.word}; allowed here: {self._most_masks}")
+        return None
 
 
 def _by_deadline(good: list[_Good], now_ms: float | None) -> tuple[list[_Good], list[ClosedText]]:
@@ -185,8 +219,7 @@ def _by_deadline(good: list[_Good], now_ms: float | None) -> tuple[list[_Good], 
 def _with_text(request: Request) -> Request:
     """Whose text travels along: entities are told in its words."""
     [text] = request.inputs
-    if not isinstance(text, str):
-        raise BadRecord(Reason.BAD_REQUEST, "text_pair: token-classification reads one text")
+    assert isinstance(text, str), "a pair is refused"
     return msgspec.structs.replace(request, echo=[text])
 
 

@@ -16,6 +16,7 @@ from pipeline.settings import EnsembleSettings
 from tests.cli.conftest import Penstock, WriteEnsemble
 from tests.json_schema import check
 from tests.tasks.test_against_transformers import write_model
+from tests.tasks.test_fill_mask_against_transformers import write_masked_model
 from tests.tasks.test_tokens_against_transformers import write_model as write_token_model
 
 
@@ -79,6 +80,20 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
         [{"text": "a b"}, {"text": "a b", "parameters": {"aggregation_strategy": "simple", "ignore_labels": []}}],
         [{"text": "a", "parameters": {"aggregation_strategy": "mean"}}],
     ),
+    "fill-mask": (
+        "masks",
+        [
+            {"text": "the [MASK] of"},
+            {"text": "[MASK] [MASK]", "parameters": {"top_k": 2, "targets": ["peace", "war"]}},
+            {"text": "[MASK]", "parameters": {"targets": "peace"}},
+        ],
+        [
+            {"text": "[MASK]", "text_pair": "a"},
+            {"text": "[MASK]", "parameters": {"top_k": None}},
+            {"text": "[MASK]", "parameters": {"targets": []}},
+            {"text": "[MASK]", "parameters": {"targets": [1]}},
+        ],
+    ),
     "text-ranking": (
         "ranking",
         [{"query": "a", "passages": ["b", "c"], "parameters": {"top_k": 1}}],
@@ -96,7 +111,8 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
 def test_schemas_say_what_is_taken_and_what_is_answered(tmp_path: Path, task: str) -> None:
     head, good, bad = GOOD_AND_BAD[task]
     folder = tmp_path / "model"
-    source = str(write_token_model(folder, "bert") if head == "tokens" else write_model(folder, "bert", head))
+    writers = {"tokens": write_token_model, "masks": write_masked_model}
+    source = str(writers[head](folder, "bert") if head in writers else write_model(folder, "bert", head))
     settings = EnsembleSettings.model_validate(
         {"name": "t", "models": [{"name": "it", "source": source, "task": task}]}
     )

@@ -256,9 +256,10 @@ NAME = "letters, digits, '.', '_' and '-', at most"
         ("models/0/source", "", "models[0].source: '' is not allowed; allowed: a string that is not empty"),
         (
             "models/0/task",
-            "fill-mask",
-            "models[0].task: 'fill-mask' is not allowed; allowed: sentence-embedding, text-classification, "
-            "text-ranking, zero-shot-classification, feature-extraction, token-classification, module:Class, null",
+            "fil-mask",
+            "models[0].task: 'fil-mask' is not allowed; allowed: sentence-embedding, text-classification, "
+            "text-ranking, zero-shot-classification, feature-extraction, token-classification, fill-mask, "
+            "module:Class, null",
         ),
         ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
         ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
@@ -271,7 +272,13 @@ NAME = "letters, digits, '.', '_' and '-', at most"
         (
             "models/0/top_k",
             1,
-            "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification, text-ranking",
+            "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification, text-ranking, "
+            "fill-mask",
+        ),
+        (
+            "models/1",
+            {"name": "b", "source": "m", "task": "fill-mask", "top_k": None},
+            "models[1].top_k: null is not allowed for fill-mask; allowed: an integer from 1 to 100,000",
         ),
         (
             "models/0/aggregation_strategy",
@@ -501,12 +508,12 @@ def test_one_model_without_a_file():
 
 def test_one_model_with_an_unknown_task():
     with pytest.raises(SettingsError) as caught:
-        settings_for_model("m", "fill-mask")
+        settings_for_model("m", "fil-mask")
     allowed = (
         "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, "
-        "token-classification, module:Class, null"
+        "token-classification, fill-mask, module:Class, null"
     )
-    assert caught.value.lines == (f"--model: models[0].task: 'fill-mask' is not allowed; allowed: {allowed}",)
+    assert caught.value.lines == (f"--model: models[0].task: 'fil-mask' is not allowed; allowed: {allowed}",)
 
 
 def test_the_demo_is_a_valid_example():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -54,8 +55,8 @@ def pack_of(*texts: list[list[int]]) -> TokenPack:
     return token_pack(topic="t", partition=0, texts=packed, chunks=chunks, details=details)
 
 
-def encoded(pack: TokenPack) -> tuple[EncodingPack | None, list[int]]:
-    stage = EncodeStage([EchoEngine()], row_length=16, max_length=16)
+def encoded(pack: TokenPack, **chosen: int) -> tuple[EncodingPack | None, list[int]]:
+    stage = EncodeStage([EchoEngine()], row_length=16, max_length=16, chosen=chosen)
     progress = PackInProgress(pack, None)
     order = [*range(len(progress.windows))][::-1]
     answer = stage([progress.windows[place] for place in order])
@@ -101,6 +102,40 @@ def test_a_large_pack_goes_in_parts_and_comes_together_again() -> None:
         assert decode_encoding_pack(encode_pack(part)) == part
     assert joined_encodings(parts) == whole
     assert parted(whole, most_bytes=10_000) == [whole]
+
+
+def chosen_of(pack: EncodingPack) -> tuple[list[int], list[list[float]]]:
+    [echo] = [output for output in pack.outputs if output.name == "echo"]
+    return echo.places().tolist(), echo.rows().tolist()
+
+
+def test_of_chosen_tokens_nothing_else_is_sent() -> None:
+    """A window may have none; a NaN costs its text; packs in parts have their own."""
+    texts = [[[5, 6, 7]], [[1, 6, 1], [6, 6]], [[9]], [[6, POISON]], [[4, 6]]]
+    whole, lost = encoded(pack_of(*texts), echo=6)
+    assert whole is not None
+    assert lost == []  # what is not finite is of no token that is wanted
+    assert chosen_of(decode_encoding_pack(encode_pack(whole))) == (
+        [1, 4, 6, 7, 9, 12],
+        [[6.0, 1.0], [6.0, 1.0], [6.0, 0.0], [6.0, 1.0], [6.0, 0.0], [6.0, 1.0]],
+    )
+    parts = parted(whole, most_bytes=100)
+    assert [chosen_of(part)[0] for part in parts] == [[1], [1, 3, 4], [], [0, 3]]
+    for part in parts:
+        assert decode_encoding_pack(encode_pack(part)) == part
+    assert joined_encodings(parts) == whole
+
+
+@pytest.mark.parametrize("places", [[1, 1], [4, 1], [-1, 2], [2, 99], [1]])
+def test_chosen_tokens_that_the_pack_has_not_are_refused(places: list[int]) -> None:
+    whole, _ = encoded(pack_of([[5, 6, 7, 6]]), echo=6)
+    assert whole is not None
+    for changes in ({"chosen": np.array(places, "<i4").tobytes()}, {"chosen": b"123"}, {"of_tokens": False}):
+        outputs = [
+            msgspec.structs.replace(output, **changes) if output.name == "echo" else output for output in whole.outputs
+        ]
+        with pytest.raises(BadRecord, match=r"output 'echo'"):
+            decode_encoding_pack(encode_pack(msgspec.structs.replace(whole, outputs=outputs)))
 
 
 @pytest.mark.parametrize("field", ["details", "outputs"])
