@@ -147,6 +147,19 @@ def run(
     serve(_load(file, bootstrap), stage.value, http_port=http_port, instance_name=instance, standby=standby)
 
 
+@command()
+def transcripts(file: EnsembleFile, instance: InstanceName = None, bootstrap: Bootstrap = None) -> None:
+    """Annotate what is being said: speech in, transcripts out.
+
+    Reads a recognizer's hypotheses from NAME.speech, has the ensemble answer each text that changes, and writes
+    annotated transcripts to NAME.transcripts: each utterance as it comes, and all of a stream at its end. The stages
+    run beside it (penstock up). Missing topics are made. It needs penstock[speech], which is Faust.
+    """
+    from pipeline.speech.serve import serve_transcripts
+
+    serve_transcripts(_load(file, bootstrap), instance_name=instance)
+
+
 @printing_command()
 def build(
     file: OptionalEnsembleFile = None,

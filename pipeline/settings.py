@@ -32,6 +32,7 @@ from pipeline.mistakes import Contradictions, SettingsError, shown
 from pipeline.model_settings import ModelSettings, TokenizerSettings
 from pipeline.names import MAX_NAME_CHARACTERS, MAX_TOPIC_CHARACTERS, Name, TopicName
 from pipeline.share_settings import EncodeOrder, ShareGroupSettings
+from pipeline.speech_settings import SpeechSettings
 from schemas.headers import HeaderStyle
 from schemas.requests import RequestFormat
 
@@ -129,6 +130,15 @@ def _at_least_one(models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechTopicNames:
+    """The names of the topics that `penstock transcripts` has besides the ensemble's own."""
+
+    speech: str
+    transcripts: str
+    changelog: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TopicNames:
     """The names of an ensemble's topics, in the order of the data path."""
 
@@ -186,6 +196,9 @@ class EnsembleSettings(WholeFile):
     """How long a worker that stops, or loses a partition, finishes what it has read. Under the 30 s between SIGTERM
     and SIGKILL, and under max.poll.interval.ms (300 s)."""
 
+    speech: SpeechSettings | None = None
+    """Of `penstock transcripts`, which runs without it too, on its defaults."""
+
     http: HttpSettings = HttpSettings()
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
 
@@ -225,11 +238,15 @@ class EnsembleSettings(WholeFile):
                 message = f"a plan needs engine.kind: tensorrt, and not {self.engine.kind}; allowed with any: onnx"
                 wrong.add("models", index, "plan", message=message)
         topics: dict[str, str] = {}
-        for option, topic in asdict(self.topic_names).items():
+        names = [("topics", option, topic) for option, topic in asdict(self.topic_names).items()]
+        if self.speech is not None:
+            speech = self.speech_topic_names
+            names += [("speech", "topic", speech.speech), ("speech", "transcripts", speech.transcripts)]
+        for section, option, topic in names:
             # Kafka's own metrics write _ for . and so it refuses two topics that differ by no more.
             if (other := topics.setdefault(topic.replace(".", "_"), option)) != option:
                 message = f"{shown(topic)} is also the topic of {other}; allowed: a topic of its own"
-                wrong.add("topics", option, message=message)
+                wrong.add(section, option, message=message)
         for lane in self.by_lane()[1:]:
             for topic in (lane.topic_names.requests, lane.topic_names.tokens, lane.topic_names.encodings):
                 if topic.replace(".", "_") in topics or len(topic) > MAX_TOPIC_CHARACTERS:
@@ -241,8 +258,38 @@ class EnsembleSettings(WholeFile):
         if self.encode_order == "none" and self.delivery == "exactly_once":
             message = "'none' is not allowed with delivery: exactly_once (share groups have no transactions)"
             wrong.add("encode_order", message=f"{message}; allowed: partition")
+        if self.speech is not None and self.most_speech_bytes < 1:
+            message = f"leaves no room for text in the {self.requests.max_text_bytes} bytes of requests.max_text_bytes"
+            wrong.add("speech", "context_characters", message=f"{message}; allowed: less, at 4 bytes a character")
         wrong.raise_if_any()
         return self
+
+    @property
+    def speech_or_default(self) -> SpeechSettings:
+        """What `speech` says, or its defaults."""
+        return self.speech or SpeechSettings()
+
+    @property
+    def most_speech_bytes(self) -> int:
+        """How long a hypothesis may be, so that it and what is read before it make a request."""
+        speech = self.speech_or_default
+        context_bytes = 4 * speech.context_characters + 1 if speech.context_characters else 0
+        return min(speech.max_text_bytes, self.requests.max_text_bytes - context_bytes)
+
+    @property
+    def speech_topic_names(self) -> SpeechTopicNames:
+        """What `speech` says, and where it says nothing what follows from the ensemble's name."""
+        speech = self.speech_or_default
+        return SpeechTopicNames(
+            speech=speech.topic or f"{self.name}.speech",
+            transcripts=speech.transcripts or f"{self.name}.transcripts",
+            changelog=f"{self.transcripts_group}-streams-changelog",
+        )
+
+    @property
+    def transcripts_group(self) -> str:
+        """The consumer group of `penstock transcripts`; Faust names its changelog after it."""
+        return f"{self.name}.transcripts"
 
     @property
     def topic_names(self) -> TopicNames:

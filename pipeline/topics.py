@@ -98,6 +98,27 @@ def wanted_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[Wa
     ]
 
 
+def speech_topics(settings: EnsembleSettings) -> list[WantedTopic]:
+    """Those that `penstock transcripts` has besides the ensemble's: the feed, the transcripts, and its state."""
+    names = settings.speech_topic_names
+    # A recognizer's message has words, times and more beside the text.
+    configs: dict[str, Mapping[str, str]] = {
+        names.speech: {_SIZE: str(MAX_RECORD_BYTES)},
+        names.transcripts: {_SIZE: str(MAX_RECORD_BYTES)},
+        # The newest of each key is the state; anything older is of no use, and anything newer must not go.
+        names.changelog: {_SIZE: str(MAX_RECORD_BYTES), _CLEANUP: "compact"},
+    }
+    return [
+        WantedTopic(
+            name=name,
+            partitions=settings.topics.partitions,
+            replication_factor=settings.topics.replication_factor,
+            config=config,
+        )
+        for name, config in configs.items()
+    ]
+
+
 def compare_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[TopicDifference]:
     """Where the broker's topics differ from the wanted ones; empty where all is well.
 
@@ -211,6 +232,9 @@ def _differences(wanted: WantedTopic, found: TopicMetadata, config: Mapping[str,
         messages.append(f"has replication factor {replicas}, wanted is {wanted.replication_factor}")
     if int(config.get(_SIZE, MAX_RECORD_BYTES)) < int(wanted.config[_SIZE]):
         messages.append(f"has {_SIZE}={config[_SIZE]}, wanted are at least {wanted.config[_SIZE]}")
-    if "compact" in config.get(_CLEANUP, "") and _CLEANUP in wanted.config:
+    cleanup, wanted_cleanup = config.get(_CLEANUP), wanted.config.get(_CLEANUP)
+    if cleanup is not None and wanted_cleanup == "compact" != cleanup:
+        messages.append(f"has {_CLEANUP}={cleanup}, wanted is compact: it holds what must not be deleted with age")
+    elif "compact" in (cleanup or "") and wanted_cleanup == "delete":
         messages.append(f"has {_CLEANUP}={config[_CLEANUP]}, wanted is delete: its records may have no key")
     return messages

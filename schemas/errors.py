@@ -24,6 +24,11 @@ class Reason(StrEnum):
     STAGE_FAILED = "stage_failed"
     RESULT_TOO_LARGE = "result_too_large"
     RETURNED_TOO_OFTEN = "returned_too_often"
+    # Of speech events.
+    BAD_KEY = "bad_key"
+    BAD_EVENT = "bad_event"
+    STREAM_ENDED = "stream_ended"
+    STREAM_TOO_LONG = "stream_too_long"
 
 
 class BadRecord(Exception):

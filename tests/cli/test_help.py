@@ -14,6 +14,7 @@ from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, environment, run_proc
 COMMANDS = [
     "up",
     "run",
+    "transcripts",
     "build",
     "broker",
     "topics",

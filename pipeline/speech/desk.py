@@ -1,0 +1,320 @@
+"""The transcripts of all streams that this process has: records in, records to send and state to keep out.
+
+Sans-I/O: the app sends what comes back, then keeps what `writes` says, and then lets go of the record. The state is
+kept under JSON keys, `["stream"]` and `["stream", "utterance"]`, so that a long stream costs no more than a short one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from pipeline.settings import EnsembleSettings
+from schemas.errors import BadRecord
+from schemas.feeds.tracks import Feed
+from schemas.headers import (
+    CLOUDEVENTS_EXPIRYTIME,
+    CLOUDEVENTS_ID,
+    FINAL,
+    REVISION,
+    UTTERANCE,
+    dead_letter_headers,
+    read_cause,
+)
+from schemas.records import Headers, InputRecord, OutputRecord
+from schemas.speech_feeds import read_events, stream_of
+from schemas.transcripts import encode_transcript, encode_utterance
+from stages.transcript_outputs import transcript_outputs, with_context
+from stages.transcripts import Answer, Ask, Effect, Head, Stream, Tell, TellAll, Utterance
+
+log = logging.getLogger("penstock.transcripts")
+
+# An annotation is kept with the state and told in one record; embeddings of each token of a long text are larger.
+MAX_OUTPUTS_BYTES = 4 << 20
+# Between two looks at what is overdue, the longest wait.
+_LONGEST_RESEND_S = 600.0
+
+_json = msgspec.json.Encoder().encode
+_state = msgspec.msgpack.Encoder().encode
+_read_key = msgspec.json.Decoder(list[str]).decode
+_read_head = msgspec.msgpack.Decoder(Head).decode
+_read_utterance = msgspec.msgpack.Decoder(Utterance).decode
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A record to be sent to a partition."""
+
+    partition: int
+    record: OutputRecord
+
+
+class Write(msgspec.Struct, frozen=True, gc=False):
+    """A piece of state to be kept; None: to be forgotten."""
+
+    partition: int
+    key: bytes
+    value: bytes | None
+
+
+class _Result(msgspec.Struct, gc=False):
+    """What of a result is read."""
+
+    outputs: msgspec.Raw = msgspec.Raw(b"")
+    unanswered: str | None = None
+
+
+_read_result = msgspec.json.Decoder(_Result).decode
+
+
+class Desk:
+    """All state of one process. `counts` counts what became of the events."""
+
+    def __init__(self, settings: EnsembleSettings) -> None:
+        self.counts: Counter[str] = Counter()
+        self._settings = settings
+        self._speech = settings.speech_or_default
+        self._streams: dict[str, Stream] = {}
+        # Those whose state has changed, and whether more of it than utterances.
+        self._touched: dict[str, bool] = {}
+        self._new: set[str] = set()
+        # Left over by a crash between two writes.
+        self._leftovers: list[Write] = []
+        self._heard_s: dict[str, float] = {}
+        # When a stream's outstanding requests are looked at next, and after what wait.
+        self._overdue: dict[str, tuple[float, float]] = {}
+
+    def load(self, kept: Iterable[tuple[bytes, bytes]], now_s: float) -> None:
+        """Begin with the state that was kept. Silence begins anew, too."""
+        heads: dict[str, Head] = {}
+        utterances: dict[str, list[Utterance]] = {}
+        for key, value in kept:
+            match _read_key(key):
+                case [stream_id]:
+                    heads[stream_id] = _read_head(value)
+                case [stream_id, _]:
+                    utterances.setdefault(stream_id, []).append(_read_utterance(value))
+        self._streams, self._touched, self._new, self._leftovers = {}, {}, set(), []
+        self._heard_s, self._overdue = {}, {}
+        for stream_id, head in heads.items():
+            known = utterances.pop(stream_id, [])
+            self._streams[stream_id] = self._stream(head, known)
+            self._heard_s[stream_id] = now_s
+            if head.done:
+                self._leftovers += [
+                    Write(head.partition, _json([stream_id, each.utterance_id]), None) for each in known
+                ]
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """By their ids."""
+        return self._streams
+
+    def speech(self, record: InputRecord, *, now_s: float, now_ms: float) -> list[Outgoing]:
+        """A record of the feed. A bad one becomes a dead letter."""
+        try:
+            stream_id = stream_of(record)
+        except BadRecord as err:
+            return [self._dead_letter(record, err)]
+        stream = self._streams.get(stream_id)
+        if stream is not None and record.source.offset <= stream.head.offset:
+            self.counts["repeated"] += 1  # its effects have been sent, its state is kept
+            return []
+        # Of a bad record nothing counts, not what it did to the feed's state either.
+        feed = Feed(stream_id) if stream is None else msgspec.convert(msgspec.to_builtins(stream.head.feed), Feed)
+        outgoing: list[Outgoing] = []
+        try:
+            most_bytes = self._settings.most_speech_bytes
+            events = read_events(record, self._speech.feed, feed, max_text_bytes=most_bytes)
+            if stream is None:
+                stream = self._streams[stream_id] = self._stream(Head(record.source.partition, feed))
+                self._new.add(stream_id)
+            stream.head.feed = feed
+            for event in events:
+                effects = stream.hear(event)
+                self.counts["heard" if effects else "stale"] += 1
+                outgoing += self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
+        except BadRecord as err:
+            outgoing.append(self._dead_letter(record, err))
+        if stream is not None:
+            stream.head.offset = record.source.offset
+            self._heard_s[stream_id] = now_s
+            self._touched[stream_id] = True
+        return outgoing
+
+    def result(self, record: InputRecord, *, now_s: float, now_ms: float) -> list[Outgoing]:
+        """A record of the results: of a hypothesis, or of somebody else's request."""
+        asked = self._asked(record)
+        if asked is None or record.value is None:
+            return []
+        stream, utterance_id, revision, is_final = asked
+        try:
+            result = _read_result(record.value)
+            outputs, error = bytes(result.outputs), ""
+            if result.unanswered is not None:
+                # Only what may be left out is; should a final be all the same, the transcript says so.
+                outputs, error = b"", f"unanswered: {result.unanswered}" if is_final else ""
+            if outputs:
+                context = self._context(stream, utterance_id, revision, is_final)
+                outputs = transcript_outputs(outputs, context=context, decimals=self._speech.decimals)
+            if len(outputs) > MAX_OUTPUTS_BYTES:
+                error = f"outputs of {len(outputs)} bytes are too large, allowed are {MAX_OUTPUTS_BYTES}"
+                outputs = b""
+        except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError, RecursionError) as err:
+            log.warning("%s is no result: %s", record.source, err)
+            return []
+        return self._answered(stream, Answer(utterance_id, revision, is_final, outputs, error), now_s, now_ms)
+
+    def dead_letter(self, record: InputRecord, *, now_s: float, now_ms: float) -> list[Outgoing]:
+        """A record of the dead letters: the request of a hypothesis, or something else."""
+        asked = self._asked(record)
+        cause = read_cause(record.headers)
+        if asked is None or cause is None or cause.topic != self._settings.topic_names.requests:
+            return []
+        stream, utterance_id, revision, is_final = asked
+        error = f"{cause.reason or 'dead letter'}: {cause.message or ''}".removesuffix(": ")
+        return self._answered(stream, Answer(utterance_id, revision, is_final, b"", error), now_s, now_ms)
+
+    def tick(self, *, now_s: float, now_ms: float, quiet: Collection[int]) -> list[Outgoing]:
+        """What time brings, in the partitions that are `quiet`: all that they have was read. Streams end by silence,
+        what must be answered is asked again, ended streams are forgotten."""
+        outgoing: list[Outgoing] = []
+        for stream_id, stream in [*self._streams.items()]:
+            if stream.head.partition not in quiet:
+                continue
+            silent_s = now_s - self._heard_s[stream_id]
+            if stream.head.done:
+                if silent_s >= self._speech.remember_ms / 1e3:
+                    del self._streams[stream_id], self._heard_s[stream_id]
+                    self._touched.pop(stream_id, None)
+                    self._leftovers.append(Write(stream.head.partition, _json([stream_id]), None))
+                continue
+            if stream.head.ended_by is None and silent_s >= self._speech.silence_ms / 1e3:
+                outgoing += self._sent(stream, stream.end("silence"), now_s=now_s, now_ms=now_ms)
+                self._heard_s[stream_id] = now_s
+                self._touched[stream_id] = True
+            outgoing += self._asked_again(stream, now_s=now_s, now_ms=now_ms)
+        return outgoing
+
+    def writes(self) -> list[Write]:
+        """What must be kept now, in this order; call it once what came back before was sent."""
+        written = self._leftovers
+        self._leftovers = []
+        for stream_id, head_changed in self._touched.items():
+            stream = self._streams[stream_id]
+            partition = stream.head.partition
+            head = Write(partition, _json([stream_id]), _state(stream.head))
+            changed = [
+                Write(partition, _json([stream_id, utterance_id]), None if each is None else _state(each))
+                for utterance_id, each in stream.changes().items()
+            ]
+            if stream.head.done:
+                written += [head, *changed]  # should only the first be kept, the rest is a leftover
+                continue
+            # The head says up to where the feed was heard: it must not be kept before what was heard. But utterances
+            # without any head would be nobody's.
+            if stream_id in self._new:
+                nothing_yet = Head(partition, Feed(stream_id))
+                written.append(Write(partition, head.key, _state(nothing_yet)))
+            written += [*changed, head] if head_changed else changed
+        self._touched = {}
+        self._new = set()
+        return written
+
+    def _stream(self, head: Head, utterances: list[Utterance] | None = None) -> Stream:
+        speech = self._speech
+        return Stream(
+            head, utterances, context_characters=speech.context_characters, max_utterances=speech.max_utterances
+        )
+
+    def _asked(self, record: InputRecord) -> tuple[Stream, str, int, bool] | None:
+        """The stream, utterance, revision and finality that a result's headers name; None where it is none of ours."""
+        headers = dict(record.headers)
+        utterance, revision, final = (headers.get(name) for name in (UTTERANCE, REVISION, FINAL))
+        if record.key is None or utterance is None or revision is None or not revision.isdigit() or len(revision) > 19:
+            return None
+        try:
+            stream = self._streams.get(record.key.decode())
+            return None if stream is None else (stream, utterance.decode(), int(revision), final == b"true")
+        except UnicodeDecodeError:
+            return None
+
+    def _context(self, stream: Stream, utterance_id: str, revision: int, is_final: bool) -> str:
+        asked = stream.asked(Answer(utterance_id, revision, is_final, b"{}"))
+        return asked.context if asked is not None else ""
+
+    def _answered(self, stream: Stream, answer: Answer, now_s: float, now_ms: float) -> list[Outgoing]:
+        effects = stream.answered(answer)
+        self._touched.setdefault(stream.stream_id, False)
+        if not stream.outstanding():
+            self._overdue.pop(stream.stream_id, None)
+        return self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
+
+    def _asked_again(self, stream: Stream, *, now_s: float, now_ms: float) -> list[Outgoing]:
+        """Nothing should ever be: results are not lost. Unless somebody deleted them."""
+        outstanding = stream.outstanding()
+        if not outstanding:
+            return []
+        first_s = self._speech.resend_after_ms / 1e3
+        due_s, wait_s = self._overdue.setdefault(stream.stream_id, (now_s + first_s, first_s))
+        if now_s < due_s:
+            return []
+        wait_s = min(2 * wait_s, _LONGEST_RESEND_S)
+        self._overdue[stream.stream_id] = now_s + wait_s, wait_s
+        log.warning("asked again, unanswered for %.0f s: %d utterances of a stream", wait_s / 2, len(outstanding))
+        self.counts["asked_again"] += len(outstanding)
+        return [self._request(stream, each, now_ms) for each in outstanding]
+
+    def _sent(self, stream: Stream, effects: list[Effect], *, now_s: float, now_ms: float) -> list[Outgoing]:
+        outgoing: list[Outgoing] = []
+        topic, key = self._settings.speech_topic_names.transcripts, stream.stream_id.encode()
+        for effect in effects:
+            match effect:
+                case Ask():
+                    outgoing.append(self._request(stream, effect, now_ms))
+                case Tell():
+                    values = [encode_utterance(stream.stream_id, effect.utterance)]
+                    outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
+                case TellAll():
+                    values = encode_transcript(stream.stream_id, effect.ended_by, effect.utterances)
+                    outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
+                    self._heard_s[stream.stream_id] = now_s
+            self.counts[type(effect).__name__] += 1
+        return outgoing
+
+    def _request(self, stream: Stream, ask: Ask, now_ms: float) -> Outgoing:
+        heard = ask.hypothesis
+        request_id = f"{stream.stream_id}/{ask.utterance_id}/{heard.revision}"
+        headers: Headers = [
+            (CLOUDEVENTS_ID, request_id.encode()),
+            (UTTERANCE, ask.utterance_id.encode()),
+            (REVISION, str(heard.revision).encode()),
+            (FINAL, b"true" if ask.is_final else b"false"),
+        ]
+        budget_ms = self._speech.partial_budget_ms
+        if budget_ms is not None and not ask.is_final:
+            expires = datetime.fromtimestamp(now_ms / 1e3, UTC) + timedelta(milliseconds=budget_ms)
+            headers.append((CLOUDEVENTS_EXPIRYTIME, expires.isoformat(timespec="milliseconds").encode()))
+        text = with_context(heard.text, heard.context)
+        body: Any = {"text": text, "id": request_id}
+        value = _json(body) if self._settings.requests.format == "json" else text.encode()
+        topic = self._settings.topic_names.requests
+        return Outgoing(stream.head.partition, OutputRecord(topic, stream.stream_id.encode(), value, headers))
+
+    def _dead_letter(self, record: InputRecord, error: BadRecord) -> Outgoing:
+        log.warning("dead letter: %s: %s", record.source, error)
+        self.counts[f"dead letter: {error.reason}"] += 1
+        headers = dead_letter_headers(
+            error,
+            source=record.source,
+            stage="transcripts",
+            group=self._settings.transcripts_group,
+            style=self._settings.dead_letters.header_style,
+        )
+        topic = self._settings.topic_names.dead_letters
+        letter = OutputRecord(topic, record.key, record.value, [*record.headers, *headers], [record.source])
+        return Outgoing(record.source.partition, letter)

@@ -1,0 +1,289 @@
+"""A stream's transcript: hypotheses in, requests out; results in, annotated utterances out; at its end, all of it.
+
+Pure state: what is to be sent comes back from each call, and `changes` says which parts of the state are new. Whoever
+keeps it sends first, writes the changes next and forgets the record last. So a crash anywhere repeats records and loses
+none, and a repeat changes nothing: a hypothesis counts only where it stands above the one that is there, a result only
+where it is waited for, and a record of the feed at most once, by its offset.
+
+Knows no broker and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from schemas.errors import BadRecord, Reason
+from schemas.feeds.tracks import Feed
+from schemas.speech import EndOfStream, SpeechEvent
+from schemas.transcripts import AnnotatedUtterance, EndedBy
+
+# Of an utterance: hypotheses whose results may still come. A result that overtakes them is newer.
+_MAX_WAITING = 4
+
+
+class Hypothesis(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a request is made of. `context` is what was said before, which the ensemble reads with it."""
+
+    revision: int
+    is_final: bool
+    text: str
+    start_ms: int | None
+    end_ms: int | None
+    context: str = ""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """A final stands above all partials, then the higher revision counts."""
+        return self.is_final, self.revision
+
+    def reads_as(self, other: Hypothesis) -> bool:
+        """Whether the ensemble would read the same."""
+        return (self.text, self.context) == (other.text, other.context)
+
+
+class Annotation(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A hypothesis with its outputs, as JSON, or with what is wrong instead."""
+
+    hypothesis: Hypothesis
+    outputs: bytes = b""
+    error: str = ""
+
+
+class Utterance(msgspec.Struct, array_like=True, gc=False):
+    """`newest` is what was heard last, `waiting` what was asked and not answered, oldest first."""
+
+    utterance_id: str
+    ordinal: int
+    newest: Hypothesis
+    waiting: list[Hypothesis] = []
+    annotation: Annotation | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its newest text is annotated."""
+        return self.annotation is not None and self.annotation.hypothesis.rank == self.newest.rank
+
+
+class Head(msgspec.Struct, array_like=True, gc=False):
+    """What is kept of a stream besides its utterances. `offset` is that of its last record in the feed's topic.
+
+    Of a stream that is `done` nothing is left but `known`: its utterances' ranks, to tell late events from repeats.
+    """
+
+    partition: int
+    feed: Feed
+    offset: int = -1
+    count: int = 0
+    ended_by: EndedBy | None = None
+    done: bool = False
+    known: dict[str, tuple[bool, int]] = {}
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """A request to send. `is_final`: it must be answered."""
+
+    utterance_id: str
+    hypothesis: Hypothesis
+    is_final: bool
+
+
+class Tell(msgspec.Struct, frozen=True, gc=False):
+    """An annotated utterance to publish."""
+
+    utterance: AnnotatedUtterance
+
+
+class TellAll(msgspec.Struct, frozen=True, gc=False):
+    """The whole transcript to publish."""
+
+    ended_by: EndedBy
+    utterances: list[AnnotatedUtterance]
+
+
+Effect = Ask | Tell | TellAll
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What came back for a hypothesis: outputs as JSON, or why there are none; neither, where it was not computed."""
+
+    utterance_id: str
+    revision: int
+    is_final: bool
+    outputs: bytes = b""
+    error: str = ""
+
+
+class Stream:
+    """The state of one stream, as it was kept in `head` and `utterances`."""
+
+    def __init__(
+        self, head: Head, utterances: list[Utterance] | None = None, *, context_characters: int, max_utterances: int
+    ) -> None:
+        self.head = head
+        self.utterances = {each.utterance_id: each for each in sorted(utterances or [], key=lambda each: each.ordinal)}
+        # A crash between two writes may leave an utterance that the head does not count yet.
+        head.count = max([head.count, *(each.ordinal + 1 for each in self.utterances.values())])
+        if head.done:
+            self.utterances = {}
+        self._context_characters = context_characters
+        self._max_utterances = max_utterances
+        self._changed: set[str] = set()
+
+    @property
+    def stream_id(self) -> str:
+        return self.head.feed.stream_id
+
+    def changes(self) -> dict[str, Utterance | None]:
+        """Utterances that are new, changed or (None) gone since the last call. The head may have changed always."""
+        changed = {utterance_id: self.utterances.get(utterance_id) for utterance_id in self._changed}
+        self._changed = set()
+        return changed
+
+    def hear(self, event: SpeechEvent | EndOfStream) -> list[Effect]:
+        """An event of the feed. Raises BadRecord where the stream has no place for it any more."""
+        if isinstance(event, EndOfStream):
+            return self.end("event")
+        rank = event.is_final, event.revision
+        utterance = self.utterances.get(event.utterance_id)
+        known = utterance.newest.rank if utterance else self.head.known.get(event.utterance_id)
+        if known is not None and rank <= known:
+            return []  # stale, or a repeat
+        if self.head.ended_by is not None:
+            message = f"its stream has ended (by {self.head.ended_by}); what is said later is another stream"
+            raise BadRecord(Reason.STREAM_ENDED, message)
+        if utterance is None and len(self.utterances) >= self._max_utterances:
+            message = f"the stream has {len(self.utterances)} utterances, no more are allowed (speech.max_utterances)"
+            raise BadRecord(Reason.STREAM_TOO_LONG, message)
+        ordinal = utterance.ordinal if utterance else self.head.count
+        heard = Hypothesis(
+            event.revision, event.is_final, event.text, event.start_ms, event.end_ms, self._context(ordinal)
+        )
+        if utterance is None:
+            utterance = Utterance(event.utterance_id, ordinal, heard)
+            self.utterances[event.utterance_id] = utterance
+            self.head.count += 1
+        utterance.newest = heard
+        return self._ask(utterance)
+
+    def answered(self, answer: Answer) -> list[Effect]:
+        """A result, or a request's dead letter."""
+        utterance = self.utterances.get(answer.utterance_id)
+        asked = self.asked(answer)
+        if utterance is None or asked is None:
+            return []  # nobody waits for it: a repeat, or of a text that a newer one has replaced
+        needed = asked.is_final or self.head.ended_by is not None
+        if answer.outputs or (answer.error and needed):
+            effects = self._annotate(utterance, Annotation(asked, answer.outputs, answer.error))
+            return effects + self._done()
+        if needed and not answer.is_final:
+            return []  # the partial request's; the one that must be answered is on its way
+        utterance.waiting = [each for each in utterance.waiting if each.rank != asked.rank]
+        self._changed.add(utterance.utterance_id)
+        return []
+
+    def asked(self, answer: Answer) -> Hypothesis | None:
+        """The hypothesis that an answer is for, while one is waited for. At the end a partial one too is asked as if
+        it were final."""
+        utterance = self.utterances.get(answer.utterance_id)
+        if utterance is None:
+            return None
+        waiting = [*utterance.waiting]
+        if utterance.annotation is not None and utterance.annotation.error and answer.outputs:
+            waiting.append(utterance.annotation.hypothesis)  # its dead letter was sent again
+        for each in waiting:
+            if each.revision == answer.revision and each.is_final <= answer.is_final:
+                return each
+        return None
+
+    def end(self, ended_by: EndedBy) -> list[Effect]:
+        """The stream has ended: what is not annotated yet must be."""
+        if self.head.ended_by is not None:
+            return []
+        self.head.ended_by = ended_by
+        effects: list[Effect] = []
+        for utterance in self.utterances.values():
+            if not utterance.settled and not (utterance.newest.is_final and utterance.waiting):
+                effects += self._ask(utterance)
+        return effects + self._done()
+
+    def outstanding(self) -> list[Ask]:
+        """Requests that must be answered and have not been."""
+        return [
+            Ask(each.utterance_id, each.newest, is_final=True)
+            for each in self.utterances.values()
+            if not each.settled and (each.newest.is_final or self.head.ended_by is not None)
+        ]
+
+    def _context(self, ordinal: int) -> str:
+        """The end of what was said before an utterance, as far as it is final; it begins with a whole word."""
+        pieces: list[str] = []
+        left = self._context_characters
+        for utterance in reversed(self.utterances.values()) if left else ():
+            if utterance.ordinal < ordinal and utterance.newest.is_final:
+                pieces.append(utterance.newest.text[-left:])
+                left -= len(utterance.newest.text) + 1
+                if left <= 0:
+                    if left < -1:
+                        pieces[-1] = pieces[-1].partition(" ")[2]
+                    break
+        return " ".join(filter(None, map(str.strip, reversed(pieces))))
+
+    def _ask(self, utterance: Utterance) -> list[Effect]:
+        """Have the newest text annotated, unless it is the same as one that is, or that is on its way."""
+        newest, annotation = utterance.newest, utterance.annotation
+        self._changed.add(utterance.utterance_id)
+        if annotation is not None and not annotation.error and newest.reads_as(annotation.hypothesis):
+            return self._annotate(utterance, Annotation(newest, annotation.outputs))
+        needed = newest.is_final or self.head.ended_by is not None
+        if not needed and any(newest.reads_as(each) for each in utterance.waiting):
+            return []
+        waiting = [] if needed else [each for each in utterance.waiting if each.rank != newest.rank]
+        utterance.waiting = [*waiting, newest][-_MAX_WAITING:]
+        return [Ask(utterance.utterance_id, newest, is_final=needed)]
+
+    def _annotate(self, utterance: Utterance, annotation: Annotation) -> list[Effect]:
+        self._changed.add(utterance.utterance_id)
+        rank = annotation.hypothesis.rank
+        utterance.waiting = [each for each in utterance.waiting if each.rank > rank]
+        utterance.annotation = annotation
+        effects: list[Effect] = [Tell(_annotated(utterance.utterance_id, annotation))]
+        newest = utterance.newest
+        if not annotation.error and newest.rank > rank and newest.reads_as(annotation.hypothesis):
+            effects += self._annotate(utterance, Annotation(newest, annotation.outputs))
+        return effects
+
+    def _done(self) -> list[Effect]:
+        """The whole transcript, once, as soon as the last of an ended stream's utterances is annotated."""
+        if self.head.ended_by is None or self.head.done or not all(each.settled for each in self.utterances.values()):
+            return []
+        told = TellAll(self.head.ended_by, [*self._transcript()])
+        self.head.done = True
+        self.head.known = {name: each.newest.rank for name, each in self.utterances.items()}
+        self._changed |= self.utterances.keys()
+        self.utterances = {}
+        return [told]
+
+    def _transcript(self) -> Iterator[AnnotatedUtterance]:
+        """In the order in which they were said, or, where not all say when that was, were first heard of."""
+        utterances = [*self.utterances.values()]
+        if all(each.newest.start_ms is not None for each in utterances):
+            utterances.sort(key=lambda each: (each.newest.start_ms or 0, each.ordinal))
+        for utterance in utterances:
+            assert utterance.annotation is not None, "all are settled"
+            yield _annotated(utterance.utterance_id, utterance.annotation)
+
+
+def _annotated(utterance_id: str, annotation: Annotation) -> AnnotatedUtterance:
+    heard = annotation.hypothesis
+    return AnnotatedUtterance(
+        utterance_id=utterance_id,
+        revision=heard.revision,
+        is_final=heard.is_final,
+        text=heard.text,
+        start_ms=heard.start_ms,
+        end_ms=heard.end_ms,
+        outputs=msgspec.Raw(annotation.outputs) if annotation.outputs else msgspec.UNSET,
+        error=annotation.error or msgspec.UNSET,
+    )
