@@ -18,7 +18,15 @@ from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.share_group import require_share_group
 from pipeline.supervisor import Supervisor
-from pipeline.topics import MAKE_MISSING, WantedTopic, broker_metadata, compare_topics, create_topics, speech_topics, wanted_topics
+from pipeline.topics import (
+    MAKE_MISSING,
+    WantedTopic,
+    broker_metadata,
+    compare_topics,
+    create_topics,
+    speech_topics,
+    wanted_topics,
+)
 
 log = logging.getLogger("penstock.up")
 

@@ -20,8 +20,8 @@ def transcript_outputs(outputs: bytes, *, context: str, decimals: int) -> bytes:
 
     Characters are counted from where the utterance begins; entities that lie in the context are left out, and what
     begins there and ends in the utterance is cut. Numbers of one text differ in their last digits with what else was in
-    the batch: unrounded, a transcript would not be the same twice. `index`, an entity's place among tokens, and lists of
-    tokens' vectors still count the context.
+    the batch: unrounded, a transcript would not be the same twice. `index`, an entity's place among tokens, and lists
+    of tokens' vectors still count the context.
     """
     shift = len(with_context("", context))
     return _encode({name: _plain(output, shift, decimals) for name, output in _decode(outputs).items()})

@@ -237,7 +237,7 @@ class Stream:
         if annotation is not None and not annotation.error and newest.reads_as(annotation.hypothesis):
             return self._annotate(utterance, Annotation(newest, annotation.outputs))
         needed = newest.is_final or self.head.ended_by is not None
-        if not needed and any(newest.reads_as(each) for each in utterance.waiting):
+        if not needed and utterance.waiting and newest.reads_as(utterance.waiting[-1]):
             return []
         waiting = [] if needed else [each for each in utterance.waiting if each.rank != newest.rank]
         utterance.waiting = [*waiting, newest][-_MAX_WAITING:]

@@ -19,7 +19,7 @@ import faust
 from faust.types import TP
 
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.desk import Desk, Outgoing, Write
+from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
 from pipeline.speech.faust_clients import client_settings, use_short_fetches
 from schemas.records import Headers, InputRecord, Source
 
@@ -79,7 +79,7 @@ class TranscriptsApp:
         self._settings = settings
         self._lock = asyncio.Lock()
         self._queue: asyncio.Queue[tuple[Kind, Any]] = asyncio.Queue(_MAX_WAITING)
-        self._app = _faust_app(settings, instance)
+        self._app = _faust_app(settings, None if embedded else instance, embedded=embedded)
         if embedded:
             use_short_fetches(self._app)
         partitions = settings.topics.partitions
@@ -88,6 +88,7 @@ class TranscriptsApp:
         self._table.on_recover(self._recovered)
         names = settings.topic_names
         self._speech_topic = settings.speech_topic_names.speech
+        self._topics = {self._speech_topic, names.results, names.dead_letters}
         self._read(self._speech_topic, "speech")
         self._read(names.results, "result")
         self._read(names.dead_letters, "dead_letter")
@@ -96,7 +97,7 @@ class TranscriptsApp:
     @property
     def crash_reason(self) -> BaseException | None:
         """Why Faust has given up, if it has."""
-        return cast("BaseException | None", self._app.crash_reason if self._app.crashed else None)
+        return self._app.crash_reason if self._app.crashed else None
 
     async def start(self) -> None:
         """Join the group and recover the state; then the work goes on by itself."""
@@ -109,7 +110,7 @@ class TranscriptsApp:
         if self._task is not None:
             await asyncio.wait([self._task])
         if self.failure is None and self.ready:
-            await self._app.commit(self._app.topics)
+            await self._app.commit(self._topics)
         await self._app.stop()
 
     def _read(self, name: str, kind: Kind) -> None:
@@ -166,7 +167,7 @@ class TranscriptsApp:
                 outgoing += hear(record, now_s=now_s, now_ms=now_ms)
         if not batch:
             outgoing += self.desk.tick(now_s=now_s, now_ms=now_ms, quiet=await self._quiet(mine))
-        await self._send(outgoing)
+        await self._send(without_superseded(outgoing))
         await self._keep(self.desk.writes())
 
     async def _keep(self, writes: Sequence[Write]) -> None:
@@ -177,7 +178,12 @@ class TranscriptsApp:
         producer = self._app.producer
         reports = [
             await producer.send(
-                each.record.topic, each.record.key, each.record.value, each.partition, None, each.record.headers
+                each.record.topic,
+                each.record.key,
+                each.record.value,
+                each.partition,
+                None,
+                cast(list[tuple[str, bytes]], each.record.headers),
             )
             for each in outgoing
         ]
@@ -205,10 +211,10 @@ class TranscriptsApp:
         self._stopped.set()
 
 
-def _faust_app(settings: EnsembleSettings, instance: str | None) -> faust.App:
+def _faust_app(settings: EnsembleSettings, instance: str | None, *, embedded: bool) -> faust.App:
     return faust.App(
         settings.transcripts_group,
-        **client_settings(settings.kafka),
+        **client_settings(settings.kafka, embedded=embedded),
         consumer_group_instance_id=instance,
         consumer_auto_offset_reset="earliest",
         broker_commit_interval=settings.commit_every_ms / 1e3,

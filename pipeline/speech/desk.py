@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,6 +69,22 @@ class _Result(msgspec.Struct, gc=False):
 
 
 _read_result = msgspec.json.Decoder(_Result).decode
+
+
+def without_superseded(outgoing: Sequence[Outgoing]) -> list[Outgoing]:
+    """Of records that are sent together only those that are still of use: a partial hypothesis is not asked where one
+    of the same utterance follows. After a restart, what was said meanwhile is so read at once."""
+    followed: set[tuple[bytes | None, bytes | None]] = set()
+    kept: list[Outgoing] = []
+    for each in reversed(outgoing):
+        headers = dict(each.record.headers)
+        if FINAL in headers and REVISION in headers and read_cause(each.record.headers) is None:
+            utterance = each.record.key, headers.get(UTTERANCE)
+            if headers[FINAL] != b"true" and utterance in followed:
+                continue
+            followed.add(utterance)
+        kept.append(each)
+    return kept[::-1]
 
 
 class Desk:
@@ -136,7 +152,7 @@ class Desk:
             stream.head.feed = feed
             for event in events:
                 effects = stream.hear(event)
-                self.counts["heard" if effects else "stale"] += 1
+                self.counts["changed" if effects else "unchanged"] += 1
                 outgoing += self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
         except BadRecord as err:
             outgoing.append(self._dead_letter(record, err))

@@ -20,25 +20,27 @@ from pipeline.topics import MAX_RECORD_BYTES
 
 # As workers have it: a member of a name takes over at once, whatever the session.
 _SESSION_MS, _HEARTBEAT_MS = 30_000, 1_000
+# The embedded broker keeps a dead member's partitions until its session has ended, whatever its name is.
+_EMBEDDED_SESSION_MS, _EMBEDDED_HEARTBEAT_MS = 3_000, 500
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 # The embedded broker does not wake a waiting fetch, and Faust's is 1,500 ms: a record would be seen so much later.
 _FETCH_MAX_WAIT_MS = 10
 
 
-class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # Faust has types, and not always
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = _FETCH_MAX_WAIT_MS
         return consumer
 
 
-class _Consumer(driver.Consumer):  # type: ignore[misc]
+class _Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> Any:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
 
-class _Transport(driver.Transport):  # type: ignore[misc]
+class _Transport(driver.Transport):
     Consumer = _Consumer
 
 
@@ -47,16 +49,17 @@ def use_short_fetches(app: faust.App) -> None:
     app.transport = _Transport(app.conf.broker_consumer, app, loop=app.loop)
 
 
-def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
+def client_settings(kafka: KafkaSettings, *, embedded: bool) -> dict[str, Any]:
     """Faust's settings of the connection and the group. Raises UserError."""
     consumer = kafka.consumer_settings()
     servers = [each.strip().rpartition("://")[2] for each in kafka.bootstrap_servers.split(",")]
-    session_s = float(consumer.get("session.timeout.ms", _SESSION_MS)) / 1e3
+    defaults = (_EMBEDDED_SESSION_MS, _EMBEDDED_HEARTBEAT_MS) if embedded else (_SESSION_MS, _HEARTBEAT_MS)
+    session_s = float(consumer.get("session.timeout.ms", defaults[0])) / 1e3
     return {
         "broker": [URL(f"kafka://{server if ':' in server else f'{server}:9092'}") for server in servers],
         "broker_credentials": _credentials(kafka.client_settings()),
         "broker_session_timeout": session_s,
-        "broker_heartbeat_interval": float(consumer.get("heartbeat.interval.ms", _HEARTBEAT_MS)) / 1e3,
+        "broker_heartbeat_interval": float(consumer.get("heartbeat.interval.ms", defaults[1])) / 1e3,
         "broker_request_timeout": max(session_s, 90.0),
         "consumer_max_fetch_size": MAX_RECORD_BYTES,
         "producer_max_request_size": MAX_RECORD_BYTES + (1 << 20),

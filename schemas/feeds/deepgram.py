@@ -106,8 +106,6 @@ def _closed(feed: Feed, name: str) -> list[SpeechEvent]:
     return [event]
 
 
-def _hypothesis(
-    feed: Feed, name: str, track: Track, text: str, *, end_ms: int, is_final: bool = False
-) -> SpeechEvent:
+def _hypothesis(feed: Feed, name: str, track: Track, text: str, *, end_ms: int, is_final: bool = False) -> SpeechEvent:
     utterance_id = f"{name}/{track.utterance}"
     return hypothesis(feed, track, utterance_id, text, is_final=is_final, start_ms=track.start_ms, end_ms=end_ms)

@@ -1,6 +1,6 @@
 """StreamingRecognizeResponse of Google Cloud Speech-to-Text, and of NVIDIA Riva, whose protocol is made after it.
 
-Source: cloud.google.com/speech-to-text/docs/reference (v1 and v2) and docs.nvidia.com/deeplearning/riva, "riva_asr.proto".
+Source: cloud.google.com/speech-to-text/docs/reference (v1 and v2); docs.nvidia.com/deeplearning/riva, riva_asr.proto.
 As JSON of protobuf: names in either case, durations as "1.500s". A response has at most one final result, which
 settles what was said last, and after it interim ones, which together are what is being said; Riva's words have times in
 milliseconds, Google's results a resultEndTime. Neither says when a stream ends.
