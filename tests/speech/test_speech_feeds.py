@@ -1,0 +1,174 @@
+"""Each recognizer's messages, written by hand after its documentation, and the events that they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import BadRecord, Reason
+from schemas.feeds.tracks import Event, Feed
+from schemas.records import InputRecord, Source
+from schemas.speech import EndOfStream, SpeechEvent
+from schemas.speech_feeds import FeedName, read_events
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+# Utterance, revision, final or not, text, from and to.
+Said = list[tuple[str, int, bool, str, int | None, int | None] | str]
+EXPECTED: dict[str, Said] = {
+    "penstock": [("0", 0, False, "good", 0, 500), ("0", 1, True, "Good morning.", 0, 900), "end"],
+    "deepgram": [
+        ("0/0", 0, False, "good", 0, 1000),
+        ("0/0", 1, False, "Good morning,", 0, 2000),
+        ("0/0", 2, False, "Good morning, how", 0, 2800),
+        ("0/0", 3, True, "Good morning, how are you?", 0, 3500),
+        ("0/1", 0, False, "Fine.", 4500, 5500),
+        ("0/1", 1, True, "Fine.", 4500, 5500),
+        ("0/2", 0, False, "Bye", 5500, 6500),
+        ("0/2", 1, True, "Bye", 5500, 6500),
+        "end",
+    ],
+    "assemblyai": [
+        ("0", 0, False, "good", 240, 480),
+        ("0", 1, False, "good morn", 240, 700),
+        ("0", 2, True, "good morning", 240, 900),
+        ("0", 3, True, "Good morning.", 240, 900),
+        ("1", 0, True, "Bye.", 1200, 1500),
+        "end",
+    ],
+    "google": [
+        ("0/0", 0, False, "good mor", 0, 700),
+        ("0/0", 1, True, "good morning", 0, 900),
+        ("0/1", 0, True, "how are", 900, 1800),
+        ("0/2", 0, False, "you", 1800, 2000),
+        ("0/2", 1, True, "you", 1800, 2200),
+        "end",
+    ],
+    "riva": [
+        ("1/0", 0, False, "good", 0, 500),
+        ("1/0", 1, False, "good mor", 0, 800),
+        ("1/0", 2, True, "Good morning.", 0, 900),
+        ("1/1", 0, True, "Bye.", 900, 2000),
+        "end",
+    ],
+    "aws-transcribe": [
+        ("8f2a-1", 0, False, "Good", 110, 500),
+        ("8f2a-1", 1, True, "Good morning.", 110, 900),
+        # The repeat of a final is a lower revision, which the transcript drops.
+        ("8f2a-1", 0, True, "Good morning.", 110, 900),
+        ("8f2a-2", 0, True, "Bye.", 1200, 1500),
+        "end",
+    ],
+    "vosk": [
+        ("0", 0, False, "good", None, None),
+        ("0", 1, False, "good morning", 120, 900),
+        ("0", 2, True, "good morning", 120, 900),
+        ("1", 0, False, "by", None, None),
+        ("1", 1, True, "bye", 1200, 1500),
+        "end",
+    ],
+}
+
+
+def read(feed_name: FeedName, value: bytes | None, feed: Feed, *, key: bytes = b"call-7") -> list[Event]:
+    record = InputRecord(Source("talk.speech", 0, 0), key, value, [])
+    return read_events(record, feed_name, feed, max_text_bytes=1_000)
+
+
+@pytest.mark.parametrize("feed_name", get_args(FeedName))
+def test_messages_are_these_events(feed_name: FeedName) -> None:
+    feed = Feed("call-7")
+    said: Said = []
+    for line in (EXAMPLES / f"{feed_name}.jsonl").read_bytes().splitlines():
+        # What is remembered of a stream is kept between two messages.
+        feed = msgspec.convert(msgspec.to_builtins(feed), Feed)
+        for event in read(feed_name, line, feed):
+            assert event.stream_id in ("call-7", None)
+            if isinstance(event, EndOfStream):
+                said.append("end")
+            else:
+                place = (event.utterance_id, event.revision, event.is_final)
+                said.append((*place, event.text, event.start_ms, event.end_ms))
+    assert said == EXPECTED[feed_name]
+
+
+def test_channels_have_utterances_of_their_own() -> None:
+    feed = Feed("call-7")
+    message = '{"type": "Results", "channel_index": [%d, 2], "start": 0, "duration": 1, "is_final": false, "channel": %s}'
+    channel = '{"alternatives": [{"transcript": "hm"}]}'
+    found = [read("deepgram", (message % (number, channel)).encode(), feed) for number in (0, 1, 0)]
+    assert [(event.utterance_id, event.revision) for [event] in found if isinstance(event, SpeechEvent)] == [
+        ("0/0", 0),
+        ("1/0", 0),
+        ("0/0", 1),
+    ]
+
+
+def test_an_utterance_without_end_is_ended() -> None:
+    feed = Feed("call-7")
+    message = '{"type": "Results", "start": %d, "duration": 1, "is_final": true, "channel": %s}'
+    channel = '{"alternatives": [{"transcript": "%s"}]}' % ("word " * 100)
+    finals = 0
+    for second in range(100):
+        record = InputRecord(Source("s", 0, 0), b"call-7", (message % (second, channel)).encode(), [])
+        [event] = read_events(record, "deepgram", feed, max_text_bytes=65_536)
+        assert isinstance(event, SpeechEvent)
+        assert len(event.text) < 9_000
+        finals += event.is_final
+    assert finals == 5
+
+
+@pytest.mark.parametrize(
+    ("feed_name", "value", "reason", "message"),
+    [
+        ("penstock", None, Reason.NULL_VALUE, "tombstone"),
+        ("penstock", b"{", Reason.NOT_JSON, "allowed: {"),
+        ("penstock", b'{"text": "\xff"}', Reason.NOT_UTF8, "utf-8"),
+        ("penstock", b'{"stream_id": "call-7"}', Reason.BAD_EVENT, "missing required field `utterance_id`"),
+        ("penstock", b'{"stream_id": "call-7", "speaker": 1}', Reason.BAD_EVENT, "unknown field `speaker`"),
+        ("penstock", b'{"end_of_stream": false}', Reason.BAD_EVENT, "$.end_of_stream"),
+        ("penstock", b'{"stream_id": "call-8", "end_of_stream": true}', Reason.BAD_KEY, "must be the same"),
+        ("penstock", b'{"end_of_stream":' + b"[" * 100_000, Reason.BAD_EVENT, "nested too deeply"),
+        ("deepgram", b'{"type": "Results"}', Reason.BAD_EVENT, "missing required field"),
+        ("deepgram", b'{"type": "Error"}', Reason.BAD_EVENT, "'Error' is not known; allowed: Deepgram's messages"),
+        ("assemblyai", b'{"error": "x"}', Reason.BAD_EVENT, "missing required field `type`"),
+        ("google", b'{"error": {"code": 11}}', Reason.BAD_EVENT, "the recognizer reports an error"),
+        ("riva", b'{"results": [{"result_end_time": "x", "is_final": true}]}', Reason.BAD_EVENT, "no duration"),
+        ("aws-transcribe", b"{}", Reason.BAD_EVENT, "no Transcript"),
+        ("vosk", b"{}", Reason.BAD_EVENT, "neither partial nor text"),
+        ("vosk", b'{"text": "%s"}' % (b"a" * 1_001), Reason.TEXT_TOO_LARGE, "(speech.max_text_bytes)"),
+    ],
+)
+def test_what_is_no_message_says_what_would_be(
+    feed_name: FeedName, value: bytes | None, reason: Reason, message: str
+) -> None:
+    with pytest.raises(BadRecord) as found:
+        read(feed_name, value, Feed("call-7"))
+    assert (found.value.reason, message in found.value.message) == (reason, True), found.value.message
+
+
+def test_an_event_must_not_end_before_it_begins() -> None:
+    value = b'{"stream_id": "call-7", "utterance_id": "0", "revision": 0, "is_final": true, "text": "a", "start_ms": 2, "end_ms": 1}'
+    with pytest.raises(BadRecord, match="end_ms 1 is before start_ms 2"):
+        read("penstock", value, Feed("call-7"))
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+_NAMES = st.sampled_from(
+    ["type", "results", "alternatives", "transcript", "Transcript", "Results", "words", "text", "partial", "isFinal"]
+)
+_JSON = st.recursive(_SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(_NAMES, part, max_size=4))
+
+
+@settings(max_examples=60)
+@given(feed_name=st.sampled_from(get_args(FeedName)), value=_JSON.map(msgspec.json.encode) | st.binary(max_size=40))
+def test_rubbish_is_a_bad_record_and_nothing_else(feed_name: FeedName, value: bytes) -> None:
+    try:
+        read(feed_name, value, Feed("call-7"))
+    except BadRecord as err:
+        assert err.message
