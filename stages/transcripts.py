@@ -1,9 +1,10 @@
 """A stream's transcript: hypotheses in, requests out; results in, annotated utterances out; at its end, all of it.
 
 Pure state: what is to be sent comes back from each call, and `changes` says which parts of the state are new. Whoever
-keeps it sends first, writes the changes next and forgets the record last. So a crash anywhere repeats records and loses
-none, and a repeat changes nothing: a hypothesis counts only where it stands above the one that is there, a result only
-where it is waited for, and a record of the feed at most once, by its offset.
+keeps it sends first, writes the changes next, in their order, and forgets the record last. So a crash anywhere repeats
+records and loses none, and a repeat changes nothing: a hypothesis counts only where it stands above the one that is
+there, a result only where it is waited for, and a record of the feed at most once, by its offset. Nothing of it depends
+on when or how often something was read: order is that of the feed's offsets.
 
 Knows no broker and no clock.
 """
@@ -21,6 +22,9 @@ from schemas.transcripts import AnnotatedUtterance, EndedBy
 
 # Of an utterance: hypotheses whose results may still come. A result that overtakes them is newer.
 _MAX_WAITING = 4
+
+# An offset, and the event's number in the record.
+Place = tuple[int, int]
 
 
 class Hypothesis(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -52,10 +56,12 @@ class Annotation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Utterance(msgspec.Struct, array_like=True, gc=False):
-    """`newest` is what was heard last, `waiting` what was asked and not answered, oldest first."""
+    """`newest` is what was heard last, `waiting` what was asked and not answered, oldest first. `begun` is where in the
+    feed the utterance was heard of first, `heard` where its newest hypothesis was."""
 
     utterance_id: str
-    ordinal: int
+    begun: Place
+    heard: Place
     newest: Hypothesis
     waiting: list[Hypothesis] = []
     annotation: Annotation | None = None
@@ -75,7 +81,6 @@ class Head(msgspec.Struct, array_like=True, gc=False):
     partition: int
     feed: Feed
     offset: int = -1
-    count: int = 0
     ended_by: EndedBy | None = None
     done: bool = False
     known: dict[str, tuple[bool, int]] = {}
@@ -122,27 +127,31 @@ class Stream:
         self, head: Head, utterances: list[Utterance] | None = None, *, context_characters: int, max_utterances: int
     ) -> None:
         self.head = head
-        self.utterances = {each.utterance_id: each for each in sorted(utterances or [], key=lambda each: each.ordinal)}
-        # A crash between two writes may leave an utterance that the head does not count yet.
-        head.count = max([head.count, *(each.ordinal + 1 for each in self.utterances.values())])
+        self.utterances = {each.utterance_id: each for each in utterances or []}
         if head.done:
             self.utterances = {}
         self._context_characters = context_characters
         self._max_utterances = max_utterances
         self._changed: set[str] = set()
+        # Of long streams almost all utterances are settled, and nobody must look at them any more.
+        self._unsettled = {name for name, each in self.utterances.items() if not each.settled}
 
     @property
     def stream_id(self) -> str:
         return self.head.feed.stream_id
 
     def changes(self) -> dict[str, Utterance | None]:
-        """Utterances that are new, changed or (None) gone since the last call. The head may have changed always."""
-        changed = {utterance_id: self.utterances.get(utterance_id) for utterance_id in self._changed}
-        self._changed = set()
-        return changed
+        """Utterances that are new, changed or (None) gone since the last call. The head may have changed always.
 
-    def hear(self, event: SpeechEvent | EndOfStream) -> list[Effect]:
-        """An event of the feed. Raises BadRecord where the stream has no place for it any more."""
+        In the order in which they were heard: should only the first of them be kept, what is not is heard again, and
+        after all that is, so that it has the same context.
+        """
+        changed = [(utterance_id, self.utterances.get(utterance_id)) for utterance_id in sorted(self._changed)]
+        self._changed = set()
+        return dict(sorted(changed, key=lambda each: (-1, 0) if each[1] is None else each[1].heard))
+
+    def hear(self, event: SpeechEvent | EndOfStream, place: Place) -> list[Effect]:
+        """An event of the feed, in its order. Raises BadRecord where the stream has no place for it any more."""
         if isinstance(event, EndOfStream):
             return self.end("event")
         rank = event.is_final, event.revision
@@ -156,14 +165,13 @@ class Stream:
         if utterance is None and len(self.utterances) >= self._max_utterances:
             message = f"the stream has {len(self.utterances)} utterances, no more are allowed (speech.max_utterances)"
             raise BadRecord(Reason.STREAM_TOO_LONG, message)
-        ordinal = utterance.ordinal if utterance else self.head.count
+        begun = utterance.begun if utterance else place
         heard = Hypothesis(
-            event.revision, event.is_final, event.text, event.start_ms, event.end_ms, self._context(ordinal)
+            event.revision, event.is_final, event.text, event.start_ms, event.end_ms, self._context(begun)
         )
         if utterance is None:
-            utterance = Utterance(event.utterance_id, ordinal, heard)
-            self.utterances[event.utterance_id] = utterance
-            self.head.count += 1
+            utterance = self.utterances[event.utterance_id] = Utterance(event.utterance_id, begun, place, heard)
+        utterance.heard = place
         utterance.newest = heard
         return self._ask(utterance)
 
@@ -180,7 +188,7 @@ class Stream:
         if needed and not answer.is_final:
             return []  # the partial request's; the one that must be answered is on its way
         utterance.waiting = [each for each in utterance.waiting if each.rank != asked.rank]
-        self._changed.add(utterance.utterance_id)
+        self._note(utterance)
         return []
 
     def asked(self, answer: Answer) -> Hypothesis | None:
@@ -203,8 +211,8 @@ class Stream:
             return []
         self.head.ended_by = ended_by
         effects: list[Effect] = []
-        for utterance in self.utterances.values():
-            if not utterance.settled and not (utterance.newest.is_final and utterance.waiting):
+        for utterance in self._open():
+            if not (utterance.newest.is_final and utterance.waiting):
                 effects += self._ask(utterance)
         return effects + self._done()
 
@@ -212,28 +220,41 @@ class Stream:
         """Requests that must be answered and have not been."""
         return [
             Ask(each.utterance_id, each.newest, is_final=True)
-            for each in self.utterances.values()
-            if not each.settled and (each.newest.is_final or self.head.ended_by is not None)
+            for each in self._open()
+            if each.newest.is_final or self.head.ended_by is not None
         ]
 
-    def _context(self, ordinal: int) -> str:
+    def _open(self) -> list[Utterance]:
+        """Those whose newest text is not annotated, as they were said."""
+        return sorted((self.utterances[name] for name in self._unsettled), key=lambda each: each.begun)
+
+    def _note(self, utterance: Utterance) -> None:
+        """It has changed."""
+        self._changed.add(utterance.utterance_id)
+        if utterance.settled:
+            self._unsettled.discard(utterance.utterance_id)
+        else:
+            self._unsettled.add(utterance.utterance_id)
+
+    def _context(self, begun: Place) -> str:
         """The end of what was said before an utterance, as far as it is final; it begins with a whole word."""
-        pieces: list[str] = []
-        left = self._context_characters
-        for utterance in reversed(self.utterances.values()) if left else ():
-            if utterance.ordinal < ordinal and utterance.newest.is_final:
-                pieces.append(utterance.newest.text[-left:])
-                left -= len(utterance.newest.text) + 1
-                if left <= 0:
-                    if left < -1:
-                        pieces[-1] = pieces[-1].partition(" ")[2]
+        most = self._context_characters
+        said = ""
+        before = (each for each in self.utterances.values() if each.begun < begun and each.newest.is_final)
+        for utterance in sorted(before, key=lambda each: each.begun, reverse=True) if most else ():
+            if utterance.newest.text:
+                said = f"{utterance.newest.text.strip()} {said}".strip()
+                if len(said) > most:
                     break
-        return " ".join(filter(None, map(str.strip, reversed(pieces))))
+        if len(said) <= most:
+            return said
+        end = said[-most:]
+        return end.strip() if said[-most - 1] == " " else end.partition(" ")[2].strip()
 
     def _ask(self, utterance: Utterance) -> list[Effect]:
         """Have the newest text annotated, unless it is the same as one that is, or that is on its way."""
         newest, annotation = utterance.newest, utterance.annotation
-        self._changed.add(utterance.utterance_id)
+        self._note(utterance)
         if annotation is not None and not annotation.error and newest.reads_as(annotation.hypothesis):
             return self._annotate(utterance, Annotation(newest, annotation.outputs))
         needed = newest.is_final or self.head.ended_by is not None
@@ -244,10 +265,10 @@ class Stream:
         return [Ask(utterance.utterance_id, newest, is_final=needed)]
 
     def _annotate(self, utterance: Utterance, annotation: Annotation) -> list[Effect]:
-        self._changed.add(utterance.utterance_id)
         rank = annotation.hypothesis.rank
         utterance.waiting = [each for each in utterance.waiting if each.rank > rank]
         utterance.annotation = annotation
+        self._note(utterance)
         effects: list[Effect] = [Tell(_annotated(utterance.utterance_id, annotation))]
         newest = utterance.newest
         if not annotation.error and newest.rank > rank and newest.reads_as(annotation.hypothesis):
@@ -256,7 +277,7 @@ class Stream:
 
     def _done(self) -> list[Effect]:
         """The whole transcript, once, as soon as the last of an ended stream's utterances is annotated."""
-        if self.head.ended_by is None or self.head.done or not all(each.settled for each in self.utterances.values()):
+        if self.head.ended_by is None or self.head.done or self._unsettled:
             return []
         told = TellAll(self.head.ended_by, [*self._transcript()])
         self.head.done = True
@@ -267,9 +288,9 @@ class Stream:
 
     def _transcript(self) -> Iterator[AnnotatedUtterance]:
         """In the order in which they were said, or, where not all say when that was, were first heard of."""
-        utterances = [*self.utterances.values()]
+        utterances = sorted(self.utterances.values(), key=lambda each: each.begun)
         if all(each.newest.start_ms is not None for each in utterances):
-            utterances.sort(key=lambda each: (each.newest.start_ms or 0, each.ordinal))
+            utterances.sort(key=lambda each: each.newest.start_ms or 0)
         for utterance in utterances:
             assert utterance.annotation is not None, "all are settled"
             yield _annotated(utterance.utterance_id, utterance.annotation)

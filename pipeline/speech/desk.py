@@ -150,8 +150,8 @@ class Desk:
                 stream = self._streams[stream_id] = self._stream(Head(record.source.partition, feed))
                 self._new.add(stream_id)
             stream.head.feed = feed
-            for event in events:
-                effects = stream.hear(event)
+            for place, event in enumerate(events):
+                effects = stream.hear(event, (record.source.offset, place))
                 self.counts["changed" if effects else "unchanged"] += 1
                 outgoing += self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
         except BadRecord as err:

@@ -162,5 +162,5 @@ def test_all_mistakes_are_told_in_the_order_of_the_file(write):
         "DIR/e.yaml:7: zzz: no such option; allowed: name, requests, topics, dead_letters, tokenizer, models, "
         "objective, batching, engine, "
         "delivery, commit_interval_ms, transactions, encode_order, share_group, drain_timeout_ms, "
-        "http, kafka",
+        "speech, http, kafka",
     ]

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.desk import Desk, Outgoing, without_superseded
-from schemas.headers import FINAL, REVISION, UTTERANCE, dead_letter_headers
 from schemas.errors import BadRecord, Reason
+from schemas.headers import FINAL, REVISION, UTTERANCE, dead_letter_headers
 from schemas.records import Headers, InputRecord, Source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import get_args
 
@@ -99,7 +100,9 @@ def test_messages_are_these_events(feed_name: FeedName) -> None:
 
 def test_channels_have_utterances_of_their_own() -> None:
     feed = Feed("call-7")
-    message = '{"type": "Results", "channel_index": [%d, 2], "start": 0, "duration": 1, "is_final": false, "channel": %s}'
+    message = (
+        '{"type": "Results", "channel_index": [%d, 2], "start": 0, "duration": 1, "is_final": false, "channel": %s}'
+    )
     channel = '{"alternatives": [{"transcript": "hm"}]}'
     found = [read("deepgram", (message % (number, channel)).encode(), feed) for number in (0, 1, 0)]
     assert [(event.utterance_id, event.revision) for [event] in found if isinstance(event, SpeechEvent)] == [
@@ -153,7 +156,8 @@ def test_what_is_no_message_says_what_would_be(
 
 
 def test_an_event_must_not_end_before_it_begins() -> None:
-    value = b'{"stream_id": "call-7", "utterance_id": "0", "revision": 0, "is_final": true, "text": "a", "start_ms": 2, "end_ms": 1}'
+    event = {"stream_id": "call-7", "utterance_id": "0", "revision": 0, "is_final": True, "text": "a"}
+    value = msgspec.json.encode(event | {"start_ms": 2, "end_ms": 1})
     with pytest.raises(BadRecord, match="end_ms 1 is before start_ms 2"):
         read("penstock", value, Feed("call-7"))
 
@@ -168,7 +172,5 @@ _JSON = st.recursive(_SCALARS, lambda part: st.lists(part, max_size=3) | st.dict
 @settings(max_examples=60)
 @given(feed_name=st.sampled_from(get_args(FeedName)), value=_JSON.map(msgspec.json.encode) | st.binary(max_size=40))
 def test_rubbish_is_a_bad_record_and_nothing_else(feed_name: FeedName, value: bytes) -> None:
-    try:
+    with contextlib.suppress(BadRecord):
         read(feed_name, value, Feed("call-7"))
-    except BadRecord as err:
-        assert err.message

@@ -1,4 +1,4 @@
-"""Whatever is repeated, reordered, superseded or killed: the same whole transcripts, and no annotation of another text."""
+"""Whatever is repeated, reordered, superseded or killed: the same transcripts, and no annotation of another text."""
 
 from __future__ import annotations
 

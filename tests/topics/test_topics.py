@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline import topics
 from pipeline.settings import EnsembleSettings
-from pipeline.topics import TopicDifference, TopicError, compare_topics, create_topics, wanted_topics
+from pipeline.topics import TopicDifference, TopicError, compare_topics, create_topics, speech_topics, wanted_topics
 
 NAMES = ["e.requests", "e.tokens", "e.encodings", "e.results", "e.dead-letters"]
 
@@ -43,6 +43,13 @@ def test_whatever_may_come_in_may_go_out_again():
     wanted = {topic.name: topic for topic in wanted_topics(ensemble(requests={"max_text_bytes": 4 << 20}))}
     sizes = {name: int(topic.config["max.message.bytes"]) for name, topic in wanted.items()}
     assert sizes["e.requests"] <= sizes["e.results"] == sizes["e.dead-letters"]
+
+
+def test_state_is_compacted_and_has_the_ensembles_partitions():
+    wanted = {topic.name: topic for topic in speech_topics(ensemble(topics={"partitions": 8}))}
+    assert [*wanted] == ["e.speech", "e.transcripts", "e.transcripts-streams-changelog"]
+    assert {topic.partitions for topic in wanted.values()} == {8}
+    assert wanted["e.transcripts-streams-changelog"].config["cleanup.policy"] == "compact"
 
 
 # --- librdkafka's mock cluster: metadata, and no admin API ---

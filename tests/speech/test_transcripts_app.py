@@ -1,0 +1,141 @@
+"""The Faust app on an embedded broker: what the desk says reaches the topics, and its state outlives a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+
+from pipeline.mock_cluster import EmbeddedBroker
+from pipeline.settings import EnsembleSettings
+from pipeline.speech.app import TranscriptsApp
+from schemas.headers import read_cause
+from tests.eventually import WAIT_S, eventually
+from tests.speech.speech_world import answer, end, event
+
+pytestmark = pytest.mark.broker
+
+PARTITIONS = 2
+
+
+@pytest.fixture
+def settings() -> Iterator[EnsembleSettings]:
+    with EmbeddedBroker() as broker:
+        # An embedded broker keeps a partition for who has left until its session is over.
+        consumer = {"session.timeout.ms": 600, "heartbeat.interval.ms": 100}
+        made = EnsembleSettings.model_validate(
+            {
+                "name": "talk",
+                "topics": {"partitions": PARTITIONS},
+                "models": [{"name": "m", "source": "unused"}],
+                "commit_interval_ms": 50,
+                "kafka": {"bootstrap.servers": broker.bootstrap, "consumer": consumer},
+            }
+        )
+        names, speech = made.topic_names, made.speech_topic_names
+        for name in (names.requests, names.results, names.dead_letters):
+            broker.create_topic(name, PARTITIONS)
+        for name in (speech.speech, speech.transcripts, speech.changelog):
+            broker.create_topic(name, PARTITIONS)
+        yield made
+
+
+@contextmanager
+def running(settings: EnsembleSettings) -> Iterator[TranscriptsApp]:
+    """The app on a thread of its own, until the end of the block; then its failure, if any, is raised."""
+    started: list[TranscriptsApp] = []
+    stopping = threading.Event()
+    failures: list[BaseException] = []
+
+    async def run() -> None:
+        app = TranscriptsApp(settings, instance=None, embedded=True, stopped=asyncio.Event())
+        started.append(app)
+        await app.start()
+        while not stopping.is_set() and app.failure is None:
+            await asyncio.sleep(0.02)
+        await app.stop()
+        if app.failure is not None:
+            raise app.failure
+
+    def in_a_thread() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as err:  # noqa: BLE001 - told below
+            failures.append(err)
+
+    thread = threading.Thread(target=in_a_thread, daemon=True)
+    thread.start()
+    try:
+        eventually(lambda: bool(failures) or (bool(started) and started[0].ready))
+        yield started[0]
+    finally:
+        stopping.set()
+        thread.join(WAIT_S)
+    assert not thread.is_alive(), "the app stopped"
+    assert failures == []
+
+
+class Kafka:
+    """What others write and read."""
+
+    def __init__(self, settings: EnsembleSettings) -> None:
+        self._servers = {"bootstrap.servers": settings.kafka.bootstrap_servers}
+        self._producer = Producer(self._servers | {"linger.ms": 0})
+        self._settings = settings
+
+    def say(self, *values: bytes, key: str = "a") -> None:
+        for value in values:
+            self._producer.produce(self._settings.speech_topic_names.speech, value, key, partition=1)
+        assert self._producer.flush(WAIT_S) == 0
+
+    def answer(self, requests: list[Message]) -> None:
+        """As the stages do: same partition, key and headers."""
+        for request in requests:
+            value = json.dumps(answer(json.loads(request.value() or b"")["text"]))
+            topic, partition = self._settings.topic_names.results, request.partition() or 0
+            self._producer.produce(topic, value, request.key(), partition, headers=request.headers())
+        assert self._producer.flush(WAIT_S) == 0
+
+    def read(self, topic: str, count: int) -> list[Message]:
+        consumer = Consumer(self._servers | {"group.id": "reader", "fetch.wait.max.ms": 10})
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(PARTITIONS)])
+        found: list[Message] = []
+
+        def all_there() -> bool:
+            found.extend(message for message in consumer.consume(100, 0.02) if message.error() is None)
+            return len(found) >= count
+
+        eventually(all_there, say=lambda: f"{topic} has {len(found)} records")
+        consumer.close()
+        return found
+
+
+def test_a_stream_goes_on_in_another_process(settings: EnsembleSettings) -> None:
+    kafka = Kafka(settings)
+    names = settings.topic_names
+    with running(settings):
+        kafka.say(event("a", "0", 0, "good mor"), b"rubbish")
+        requests = kafka.read(names.requests, 1)
+        [letter] = kafka.read(names.dead_letters, 1)
+        kafka.answer(requests)
+        kafka.read(settings.speech_topic_names.transcripts, 1)
+        kafka.say(event("a", "0", 1, "Good morning.", final=True))
+        requests = kafka.read(names.requests, 2)[1:]
+    cause = read_cause(letter.headers() or [])
+    assert (letter.value(), letter.partition(), cause and cause.reason) == (b"rubbish", 1, "not_json")
+    # Its result comes, and the end, while nobody reads.
+    kafka.answer(requests)
+    kafka.say(event("a", "0", 0, "good mor"), end("a"))
+    with running(settings) as app:
+        transcripts = kafka.read(settings.speech_topic_names.transcripts, 3)
+        assert app.desk.streams["a"].head.done
+    assert {message.partition() for message in transcripts} == {1}
+    assert {message.key() for message in transcripts} == {b"a"}
+    records = [json.loads(message.value() or b"") for message in transcripts]
+    assert [each["type"] for each in records] == ["utterance", "utterance", "transcript"]
+    assert [each["text"] for each in records[2]["utterances"]] == ["Good morning."]
