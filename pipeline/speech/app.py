@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import faust
+from faust.tables.manager import TableManager
 from faust.types import TP
 
 from pipeline.settings import EnsembleSettings
@@ -33,6 +34,14 @@ _MAX_WAITING = 1_000
 _TICK_S = 0.25
 
 Kind = Literal["speech", "result", "dead_letter"]
+
+
+class _Tables(TableManager):
+    """Faust's own waits a second for tables that other modules may still add; there is one, and it is there."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class _Table(faust.Table[bytes, bytes]):
@@ -230,6 +239,7 @@ def _faust_app(settings: EnsembleSettings, instance: str | None, *, embedded: bo
         topic_replication_factor=settings.topics.replication_factor,
         # A second copy of the state in another member would speed up a takeover that takes a second.
         table_standby_replicas=0,
+        TableManager=_Tables,
         web_enabled=False,
     )
 
