@@ -153,7 +153,7 @@ def transcripts(file: EnsembleFile, instance: InstanceName = None, bootstrap: Bo
 
     Reads a recognizer's hypotheses from NAME.speech, has the ensemble answer each text that changes, and writes
     annotated transcripts to NAME.transcripts: each utterance as it comes, and all of a stream at its end. The stages
-    run beside it (penstock up). Missing topics are made. It needs penstock[speech], which is Faust.
+    run beside it (penstock up). Missing topics are made. It needs Faust: pip install faust-streaming cramjam.
     """
     from pipeline.speech.serve import serve_transcripts
 

@@ -185,8 +185,8 @@ class Stream:
         if answer.outputs or (answer.error and needed):
             effects = self._annotate(utterance, Annotation(asked, answer.outputs, answer.error))
             return effects + self._done()
-        if needed and not answer.is_final:
-            return []  # the partial request's; the one that must be answered is on its way
+        if needed:
+            return []  # of the partial request, while the final one is on its way; or too late: asked again in time
         utterance.waiting = [each for each in utterance.waiting if each.rank != asked.rank]
         self._note(utterance)
         return []

@@ -170,10 +170,7 @@ class Desk:
         stream, utterance_id, revision, is_final = asked
         try:
             result = _read_result(record.value)
-            outputs, error = bytes(result.outputs), ""
-            if result.unanswered is not None:
-                # Only what may be left out is; should a final be all the same, the transcript says so.
-                outputs, error = b"", f"unanswered: {result.unanswered}" if is_final else ""
+            outputs, error = bytes(result.outputs) if result.unanswered is None else b"", ""
             if outputs:
                 context = self._context(stream, utterance_id, revision, is_final)
                 outputs = transcript_outputs(outputs, context=context, decimals=self._speech.decimals)

@@ -93,7 +93,7 @@ async def _stop(app: TranscriptsApp, starting: asyncio.Task[None]) -> None:
 def _require_faust() -> None:
     for module, package in (("faust", "faust-streaming"), ("cramjam", "cramjam")):
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"transcripts: {package} is not installed; install it with: pip install 'penstock[speech]'")
+            raise UserError(f"transcripts: {package} is not installed: pip install faust-streaming cramjam")
 
 
 def _require_texts(settings: EnsembleSettings) -> None:
