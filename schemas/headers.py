@@ -24,13 +24,6 @@ from schemas.errors import BadRecord
 from schemas.records import Headers, Source
 
 CLOUDEVENTS_ID = "ce_id"
-# RFC 3339: after it nobody wants the answer any more.
-CLOUDEVENTS_EXPIRYTIME = "ce_expirytime"
-
-# Of a request that is a recognizer's hypothesis: its utterance, its revision in decimal digits, `true` or `false`.
-UTTERANCE = "penstock.utterance"
-REVISION = "penstock.revision"
-FINAL = "penstock.final"
 
 # Which time a request is sent for, the first being 1, in decimal digits. There is no name that all agree on. Spring's
 # `retry_topic-attempts` (4 bytes) would be read by Spring itself wherever a request's headers arrive with its result.

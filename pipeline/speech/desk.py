@@ -17,18 +17,11 @@ import msgspec
 from pipeline.settings import EnsembleSettings
 from schemas.errors import BadRecord
 from schemas.feeds.tracks import Feed
-from schemas.headers import (
-    CLOUDEVENTS_EXPIRYTIME,
-    CLOUDEVENTS_ID,
-    FINAL,
-    REVISION,
-    UTTERANCE,
-    dead_letter_headers,
-    read_cause,
-)
+from schemas.headers import CLOUDEVENTS_ID, dead_letter_headers, read_cause
 from schemas.records import Headers, InputRecord, OutputRecord
 from schemas.speech_feeds import read_events, stream_of
 from schemas.transcripts import encode_transcript, encode_utterance
+from schemas.urgency import EXPIRY_TIME, FINAL, REVISION, UTTERANCE, Unanswered
 from stages.transcript_outputs import transcript_outputs, with_context
 from stages.transcripts import Answer, Ask, Effect, Head, Stream, Tell, TellAll, Utterance
 
@@ -65,7 +58,7 @@ class _Result(msgspec.Struct, gc=False):
     """What of a result is read."""
 
     outputs: msgspec.Raw = msgspec.Raw(b"")
-    unanswered: str | None = None
+    unanswered: Unanswered | None = None
 
 
 _read_result = msgspec.json.Decoder(_Result).decode
@@ -311,7 +304,7 @@ class Desk:
         budget_ms = self._speech.partial_budget_ms
         if budget_ms is not None and not ask.is_final:
             expires = datetime.fromtimestamp(now_ms / 1e3, UTC) + timedelta(milliseconds=budget_ms)
-            headers.append((CLOUDEVENTS_EXPIRYTIME, expires.isoformat(timespec="milliseconds").encode()))
+            headers.append((EXPIRY_TIME, expires.isoformat(timespec="milliseconds").encode()))
         text = with_context(heard.text, heard.context)
         body: Any = {"text": text, "id": request_id}
         value = _json(body) if self._settings.requests.format == "json" else text.encode()

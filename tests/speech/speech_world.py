@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.desk import Desk, Outgoing, without_superseded
 from schemas.errors import BadRecord, Reason
-from schemas.headers import FINAL, REVISION, UTTERANCE, dead_letter_headers
+from schemas.headers import dead_letter_headers
 from schemas.records import Headers, InputRecord, Source
+from schemas.urgency import FINAL, REVISION, UTTERANCE
 
 
 class Crash(Exception):

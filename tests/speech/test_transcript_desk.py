@@ -177,6 +177,19 @@ def test_a_dead_letter_that_is_sent_again_annotates_after_all() -> None:
     assert "outputs" in world.transcripts[-1]["utterances"][0]
 
 
+def test_a_final_that_came_too_late_is_asked_again() -> None:
+    """requests.deadline_ms holds for finals too."""
+    late = [{"unanswered": "expired"}]
+    world = said(
+        event("a", "0", 0, "Hm.", final=True), end("a"), answers=lambda text, _: late.pop() if late else answer(text)
+    )
+    assert world.transcripts == []
+    world.tick(1)
+    world.tick(30)
+    world.settle()
+    assert [each["type"] for each in world.transcripts] == ["utterance", "transcript"]
+
+
 def test_silence_ends_a_stream_and_time_forgets_it() -> None:
     world = said(event("a", "0", 0, "hm", final=True), silence_ms=1_000, remember_ms=2_000)
     world.tick(0.9)
