@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import math
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from pipeline.broker import is_embedded
@@ -27,8 +29,10 @@ log = logging.getLogger("penstock.transcripts")
 _LOOK_S = 0.5
 # Under the 30 s between SIGTERM and SIGKILL.
 _STOP_BUDGET_S = 20.0
-# Libraries that tell each rebalance in a dozen lines.
-_TALKATIVE = ("faust", "mode", "aiokafka", "pipeline.speech")
+# Libraries that tell each rebalance in a dozen lines, and those that tell each attempt to reconnect.
+_TALKATIVE = ("faust", "mode", "pipeline.speech")
+_REPETITIVE = ("aiokafka.consumer", "aiokafka.producer")
+_TELL_EVERY_S = 10.0
 
 
 def serve_transcripts(settings: EnsembleSettings, *, instance_name: str | None = None) -> None:
@@ -43,9 +47,7 @@ def serve_transcripts(settings: EnsembleSettings, *, instance_name: str | None =
         log.info("made topic %s", topic)
     embedded = is_embedded(broker_metadata(admin).topics)
     instance = claim_instance(settings.transcripts_group, wanted=instance_name)
-    if not log.isEnabledFor(logging.DEBUG):
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
+    _quieten_libraries()
     log.info("transcripts of %s as %s", settings.name, instance.name or "a new member")
     try:
         asyncio.run(_run(settings, instance.name, embedded=embedded))
@@ -88,6 +90,33 @@ async def _stop(app: TranscriptsApp, starting: asyncio.Task[None]) -> None:
         await asyncio.wait_for(app.stop(), _STOP_BUDGET_S)
     except TimeoutError:
         log.warning("Faust does not stop within %g s: left as it is", _STOP_BUDGET_S)
+
+
+class _Seldom(logging.Filter):
+    """One line in so many seconds: that the broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_s = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - logging's signature
+        now_s = time.monotonic()
+        if now_s - self._told_s < _TELL_EVERY_S:
+            return False
+        self._told_s = now_s
+        return True
+
+
+def _quieten_libraries() -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        return
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _REPETITIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    aiokafka = logging.getLogger("aiokafka")
+    aiokafka.setLevel(logging.ERROR)
+    aiokafka.addFilter(_Seldom())
 
 
 def _require_faust() -> None:

@@ -345,3 +345,17 @@ def test_what_ascii_lacks_is_written_as_its_escape(tmp_path: Path) -> None:
     name, model = found.out.splitlines()
     assert r"/\udce4\udcb8\udcad\udce6\udc96\udc87/e.yaml:1: name: '\u96c6' is not allowed" in name
     assert r"e.yaml:2: models[0].name: '\u6a21\u578b' is not allowed" in model
+
+
+def test_transcripts_of_what_reads_no_texts(penstock: Penstock, ensemble: WriteEnsemble) -> None:
+    model = {"name": "a", "source": "m", "task": "text-ranking"}
+    line = one_line(penstock("transcripts", ensemble(models=[model])))
+    assert "models[0].task: text-ranking reads no texts, and speech is texts: put it into an ensemble of" in line
+
+
+def test_transcripts_without_faust(
+    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = one_line(penstock("transcripts", ensemble()))
+    assert line == "transcripts: faust-streaming is not installed: pip install faust-streaming cramjam"

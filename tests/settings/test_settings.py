@@ -647,3 +647,20 @@ def test_a_mistake_about_a_plan_is_told(model: dict[str, object], engine: dict[s
     with pytest.raises(SettingsError) as raised:
         validate_settings(data, EnsembleSettings, origin="")
     assert raised.value.lines == (says,)
+
+
+@pytest.mark.parametrize(
+    ("speech", "line"),
+    [
+        (
+            {"topic": "reviews.results"},
+            "speech.topic: 'reviews.results' is also the topic of results; allowed: a topic",
+        ),
+        ({"transcripts": "reviews.speech"}, "speech.transcripts: 'reviews.speech' is also the topic of topic; allowed"),
+        ({"context_characters": 10_000}, "speech.context_characters: leaves no room for text in the 9000 bytes of req"),
+        ({"feed": "siri"}, "speech.feed: 'siri' is not allowed; allowed: penstock, deepgram, assemblyai, google, aws-"),
+    ],
+)
+def test_speech(tmp_path: Path, speech: dict[str, object], line: str) -> None:
+    [found] = mistakes(tmp_path, {**MINIMAL, "requests": {"max_text_bytes": 9_000}, "speech": speech})
+    assert line in found
