@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,8 @@ def _quieten_libraries() -> None:
 
 def _require_faust() -> None:
     for module, package in (("faust", "faust-streaming"), ("cramjam", "cramjam")):
-        if importlib.util.find_spec(module) is None:
+        # Faust is found no more once it is imported: it takes its module's place.
+        if module not in sys.modules and importlib.util.find_spec(module) is None:
             raise UserError(f"transcripts: {package} is not installed: pip install faust-streaming cramjam")
 
 

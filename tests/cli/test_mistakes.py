@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -357,5 +358,6 @@ def test_transcripts_without_faust(
     penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "faust", raising=False)
     line = one_line(penstock("transcripts", ensemble()))
     assert line == "transcripts: faust-streaming is not installed: pip install faust-streaming cramjam"
