@@ -29,9 +29,13 @@ from pipeline.command_options import (
     Create,
     CreateInto,
     DeadLetters,
+    DemoAsr,
     DemoCount,
     DemoEnsemble,
     DemoRate,
+    DemoSeconds,
+    DemoSpeed,
+    DemoStreams,
     DemoTexts,
     EnsembleFile,
     FromEnd,
@@ -337,18 +341,42 @@ def demo(
     bootstrap: Bootstrap = None,
     rate: DemoRate = None,
     fused: Fused = False,
+    asr: DemoAsr = False,
+    streams: DemoStreams = None,
+    speed: DemoSpeed = None,
+    seconds: DemoSeconds = None,
     json: Json = False,
 ) -> None:
     """See it at work: a broker, three stages, text, a summary.
 
     All of it runs on this machine and ends by itself. Exit code 0 only if every request got exactly one result.
+
+    With --asr, speech: what a recognizer heard of people who read aloud, at its real pace; the transcripts grow,
+    revised words are marked, and what the models say of them is beside. Exit code 0 only if every final hypothesis is
+    annotated and every stream's transcript is right.
     """
+    if asr:
+        from pipeline.demo.speech_run import run_speech_demo
+
+        _refuse(count=count, texts=texts, rate=rate, fused=fused or None, why="goes with texts, and not with --asr")
+        raise typer.Exit(
+            run_speech_demo(
+                ensemble=ensemble, bootstrap=bootstrap, streams=streams, seconds=seconds, speed=speed, as_json=json
+            )
+        )
     from pipeline.demo.run import run_demo
 
+    _refuse(streams=streams, speed=speed, seconds=seconds, why="goes with --asr")
     code = run_demo(
         ensemble=ensemble, texts=texts, count=count, rate=rate, bootstrap=bootstrap, fused=fused, as_json=json
     )
     raise typer.Exit(code)
+
+
+def _refuse(*, why: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name} {why}")
 
 
 def _load(file: Path, bootstrap: str | None) -> EnsembleSettings:

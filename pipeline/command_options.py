@@ -203,6 +203,21 @@ DemoRate = Annotated[
         show_default=False,
     ),
 ]
+DemoAsr = Annotated[bool, typer.Option("--asr", help="Speech in place of texts.")]
+DemoStreams = Annotated[
+    int | None,
+    typer.Option(min=1, max=10_000, metavar="N", help="With --asr: people who speak. Default: 5.", show_default=False),
+]
+DemoSpeed = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1, max=100, metavar="N", help="With --asr: how fast they speak. Default: 1.", show_default=False
+    ),
+]
+DemoSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, max=86_400, metavar="N", help="With --asr: for how long. Default: 15.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 # Of `build`.

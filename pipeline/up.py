@@ -82,13 +82,14 @@ def stage_commands(
     *,
     fused: bool,
     standby: bool = False,
+    transcripts: bool = False,
     http_ports: Mapping[str, int] | None = None,
     module: Sequence[str] = ("pipeline.cli",),
 ) -> dict[str, Sequence[str]]:
-    """The command line of each stage's worker, for a supervisor.
+    """The command line of each stage's worker, and of `penstock transcripts`, for a supervisor.
 
-    With `standby` each is there twice. `http_ports` are by stage, in place of the file's; `module` is what Python runs,
-    with its first arguments.
+    With `standby` each worker is there twice. `http_ports` are by stage, in place of the file's; `module` is what
+    Python runs, with its first arguments.
     """
     # -P: the current directory may hold a `pipeline` of its own.
     penstock = [sys.executable, "-P", "-m", *module]
@@ -102,6 +103,8 @@ def stage_commands(
             commands[f"{role} a"] = commands[f"{role} b"] = command
         else:
             commands[role] = command
+    if transcripts:
+        commands["transcripts"] = [*penstock, "transcripts", str(file), "--bootstrap", bootstrap]
     return commands
 
 
@@ -116,7 +119,14 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = F
     for topic in make_topics(settings, fused=fused):
         log.info("made topic %s", topic)
     module = ["pipeline.cli", "--log-level", log_level]
-    commands = stage_commands(file, settings.kafka.bootstrap_servers, fused=fused, standby=standby, module=module)
+    commands = stage_commands(
+        file,
+        settings.kafka.bootstrap_servers,
+        fused=fused,
+        standby=standby,
+        transcripts=settings.speech is not None,
+        module=module,
+    )
     supervisor = Supervisor(commands)
     stopped = False
 

@@ -46,19 +46,29 @@ class StageProcesses:
     """The stages' supervised workers; fused, the one worker of all."""
 
     def __init__(
-        self, file: Path, settings: EnsembleSettings, *, fused: bool, logs: Path, on_restart: Callable[[str], None]
+        self,
+        file: Path,
+        settings: EnsembleSettings,
+        *,
+        fused: bool,
+        logs: Path,
+        on_restart: Callable[[str], None],
+        transcripts: bool = False,
     ) -> None:
+        """With `transcripts`, which tell no health, these run beside the stages."""
         roles = ["fused"] if fused else [*STAGES]
         host = settings.http.host.strip("[]")
         self._host = _ANY_HOST.get(host, host)
         self._ports = dict(zip(roles, _free_ports(self._host, len(roles)), strict=True))
-        self._logs = {role: log_file(logs, stage=role) for role in roles}
-        self._restarts = dict.fromkeys(roles, 0)
+        processes = [*roles, "transcripts"] if transcripts else roles
+        self._logs = {role: log_file(logs, stage=role) for role in processes}
+        self._restarts = dict.fromkeys(processes, 0)
         self._on_restart = on_restart
         commands = stage_commands(
             file,
             settings.kafka.bootstrap_servers,
             fused=fused,
+            transcripts=transcripts,
             http_ports=self._ports,
             module=("pipeline.demo.worker", str(logs), "--log-level", "warning"),
         )
@@ -67,7 +77,7 @@ class StageProcesses:
     @property
     def roles(self) -> list[str]:
         """Their names."""
-        return [*self._ports]
+        return [*self._logs]
 
     @property
     def restarts(self) -> int:
@@ -94,7 +104,7 @@ class StageProcesses:
     def not_ready(self) -> dict[str, str]:
         """Who does not take work yet, and why not."""
         waiting: dict[str, str] = {}
-        for role in self.roles:
+        for role in self._ports:
             status, body = self._get(role, "/v2/health/ready")
             if status != http.client.OK:
                 waiting[role] = _reason(body)
@@ -102,7 +112,7 @@ class StageProcesses:
 
     def metrics(self) -> dict[str, str]:
         """Each worker's page of metrics, as far as it answers."""
-        pages = {role: self._get(role, "/metrics") for role in self.roles}
+        pages = {role: self._get(role, "/metrics") for role in self._ports}
         return {role: body for role, (status, body) in pages.items() if status == http.client.OK}
 
     def memory(self, broker: BrokerProcess | None) -> dict[str, Memory]:

@@ -1,6 +1,6 @@
 """`python -m pipeline.demo.worker FOLDER OPTIONS run STAGE ...`: a worker as the demo starts it.
 
-It is `penstock OPTIONS run STAGE ...` with its output in FOLDER/STAGE.log.
+It is `penstock OPTIONS run STAGE ...` with its output in FOLDER/STAGE.log; `transcripts` goes likewise.
 
 It does not outlive the demo: should that be killed, its broker goes with it, and a worker would long try to deliver
 what nobody takes any more.
@@ -30,7 +30,8 @@ def log_file(folder: Path, *, stage: str) -> Path:
 def main() -> None:
     """Run the command in this process."""
     _, folder, *arguments = sys.argv
-    log = log_file(Path(folder), stage=arguments[arguments.index("run") + 1])
+    stage = arguments[arguments.index("run") + 1] if "run" in arguments else "transcripts"
+    log = log_file(Path(folder), stage=stage)
     threading.Thread(target=_end_after_parent, name="parent", daemon=True).start()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     # By their numbers: who started the demo may have closed either.

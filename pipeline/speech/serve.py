@@ -41,8 +41,7 @@ def serve_transcripts(settings: EnsembleSettings, *, instance_name: str | None =
 
     Raises UserError where a person must act, WorkerFailure where a fresh start may help.
     """
-    _require_faust()
-    _require_texts(settings)
+    require_speech(settings)
     admin = reach_broker(settings.kafka)
     for topic in make_missing(settings, admin, [*_ensemble_topics(settings), *speech_topics(settings)]):
         log.info("made topic %s", topic)
@@ -118,6 +117,12 @@ def _quieten_libraries() -> None:
     aiokafka = logging.getLogger("aiokafka")
     aiokafka.setLevel(logging.ERROR)
     aiokafka.addFilter(_Seldom())
+
+
+def require_speech(settings: EnsembleSettings) -> None:
+    """Raises UserError where Faust is not installed, or the ensemble reads no texts."""
+    _require_faust()
+    _require_texts(settings)
 
 
 def _require_faust() -> None:

@@ -33,12 +33,11 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from pipeline.apache_kafka.broker import ApacheBroker, find_runtime
 from pipeline.apache_kafka.runtime import Runtime
+from pipeline.demo.recorded_speech import RECORDING
 from pipeline.settings import STAGES, EnsembleSettings, load_ensemble
 from pipeline.supervisor import RestartPolicy, Supervisor
 from pipeline.up import make_topics, stage_commands
 from tests.chaos.tiny_ensemble import PARTITIONS, write_ensemble
-
-EVENTS = Path(__file__).parents[1] / "speech" / "asr_events.jsonl"
 
 _AT_ONCE = RestartPolicy(first_delay_s=0.02, longest_delay_s=0.02, max_deaths=1_000_000)
 _INTO_FILE = ("/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1')
@@ -84,7 +83,7 @@ class Outcome:
 def speech(streams: int, seed: int) -> list[tuple[float, str, bytes]]:
     """Events by their moments, from 0 to 1: in each stream the recognizer's clips one after the other, and the end."""
     clips: dict[str, Events] = {}
-    for line in EVENTS.read_text().splitlines():
+    for line in RECORDING.read_text().splitlines():
         event = json.loads(line)
         clips.setdefault(event["stream_id"], []).append(event)
     draw = random.Random(seed)
