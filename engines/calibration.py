@@ -54,10 +54,15 @@ def quantization(kind: EightBits, checkpoint: Checkpoint, channels: Mapping[str,
             f"{number}.attended": layer.attention.weight,
             f"{number}.intermediate": layer.intermediate.weight,
         }
+        if layer.gate is not None:
+            reading[f"{number}.intermediate"] = np.concatenate([layer.intermediate.weight, layer.gate.weight])
+            # The gate multiplies what is read: its rows take the divisors, at no cost.
+            reading[f"{number}.inner"] = layer.output.weight
         for name, weight in reading.items():
             least = np.maximum(np.abs(weight).max(axis=0), _SMALLEST)
             shared = np.maximum(channels[name], _SMALLEST) ** _SHARE / least ** (1 - _SHARE)
             divisors[name] = (shared / np.exp(np.log(shared).mean())).astype(np.float32)
             amax[name] = float((channels[name] / divisors[name]).max())
-        amax[f"{number}.inner"] = _INNER_CUT * float(channels[f"{number}.inner"].max())
+        if layer.gate is None:
+            amax[f"{number}.inner"] = _INNER_CUT * float(channels[f"{number}.inner"].max())
     return Quantization(kind=kind, amax=amax, divisors=divisors)

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ from engines.errors import CheckpointError
 from engines.families import FAMILIES
 from engines.json_files import read_json, read_object
 from engines.model_config import ModelConfig, model_config
+from engines.modernbert_config import check_rotation
 from engines.weights import read_weights
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "max"]
 
 SUPPORTED_MODEL_TYPES = tuple(FAMILIES)
 
@@ -85,6 +86,12 @@ class CheckpointConfig:
     def labels(self) -> tuple[str, ...]:
         """Of the checkpoint's own head, in the order of its logits."""
         return tuple(label for _, label in sorted(self.config.id2label.items()))
+
+    @property
+    def classifier_pooling(self) -> Pooling:
+        """What the checkpoint's own head that classifies texts reads."""
+        modernbert = self.config.modernbert
+        return "cls" if modernbert is None else modernbert.classifier_pooling
 
     @property
     def problem_type(self) -> str | None:
@@ -209,6 +216,7 @@ def _load_config(folder: Path, *, any_model: bool) -> ModelConfig:
             f"{path}: model_type {model_type!r} is not supported: choose a model of one of: "
             + ", ".join(SUPPORTED_MODEL_TYPES)
         )
+    check_rotation(path, written)
     config = model_config(path, written)
     # A BERT that decodes masks the future, and relative positions add to the scores: neither is in the graph.
     if config.is_decoder:
@@ -218,6 +226,8 @@ def _load_config(folder: Path, *, any_model: bool) -> ModelConfig:
         raise CheckpointError(
             f"{path}: position_embedding_type {positions!r} is not supported: choose a model with 'absolute'"
         )
+    if written.get("pruned_heads"):
+        raise CheckpointError(f"{path}: pruned_heads are not supported: choose a model that has all of its heads")
     return config
 
 
@@ -250,8 +260,10 @@ def _pooling(path: Path) -> Pooling:
     written = read_object(path)
     mode = written.get("pooling_mode", [word for flag, word in _POOLING_FLAGS.items() if written.get(flag)])
     modes = [mode] if isinstance(mode, str) else list(mode)
-    if modes == ["mean"]:
-        return "mean"
-    if modes == ["cls"]:
-        return "cls"
-    raise CheckpointError(f"{path}: pooling {' + '.join(modes) or 'none'} is not supported: choose mean or cls")
+    known: tuple[Pooling, ...] = get_args(Pooling)
+    for pooling in known:
+        if modes == [pooling]:
+            return pooling
+    raise CheckpointError(
+        f"{path}: pooling {' + '.join(modes) or 'none'} is not supported: choose a model of one of: {', '.join(known)}"
+    )

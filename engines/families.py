@@ -1,7 +1,9 @@
 """The families of encoders whose graph is written here, and in what they differ: names, sizes, positions, heads.
 
-All are BERT's architecture: layer norm after each half of a layer, absolute positions, one activation in the middle.
-What differs more (relative positions: MPNet, DeBERTa; rotary ones: ModernBERT) goes as an ONNX file.
+Most are BERT's architecture: layer norm after each half of a layer, absolute positions, one activation in the middle.
+MPNet adds a number to each score by how far two tokens are apart. ModernBERT turns queries and keys by their positions
+and has no others, norms before each half, gates the middle, and in most layers attends to what is near.
+What differs more (DeBERTa) goes as an ONNX file.
 """
 
 from __future__ import annotations
@@ -44,41 +46,55 @@ POSITIONS_AFTER_PADDING = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Where a family keeps its tensors: names without `.weight` and `.bias`, after `prefix` and `layer`. `token_types`
-    and `projection` are None where there are none."""
+    """Where a family keeps its tensors: names without `.weight` and `.bias`, after `prefix` and `layer`. What a family
+    hasn't is None.
+
+    distances  (buckets, heads), what is added to a score by how far the tokens are apart
+    qkv        query, key and value: three tensors, or one of all
+    gated      whether `intermediate` is two layers in one tensor, the second of which multiplies the first's activation
+    final_norm where layers norm before each half, the norm after the last
+    """
 
     prefix: str
     words: str
-    positions: str
-    token_types: str | None
+    positions: str | None
+    token_types: str | None = None
     embeddings_norm: str
-    projection: str | None
+    projection: str | None = None
+    distances: str | None = None
     layer: str
-    query: str
-    key: str
-    value: str
+    qkv: tuple[str, ...]
     attention: str
     attention_norm: str
     intermediate: str
+    gated: bool = False
     output: str
     output_norm: str
+    final_norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifier:
     """The head of `...ForSequenceClassification`: over the first token's state, a layer as wide as it with an
-    activation, then one logit a label."""
+    activation, then one logit a label.
+
+    activation  None where config.json says it
+    norm        of what the activation makes; None where there is none
+    of_tokens   whether `...ForTokenClassification` has all of it too, and not the logits' layer alone
+    """
 
     dense: str
-    activation: Activation
+    activation: Activation | None
+    norm: str | None = None
     logits: str
+    of_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedLanguageModel:
-    """The head of `...ForMaskedLM`, over every token's state: a layer with an activation (None: the encoder's own) and
-    a layer norm, then one logit for each token of the vocabulary. `bias` is what the decoder's is called where it does
-    not bear the decoder's name."""
+    """The head of `...ForMaskedLM`, over every token's state: a layer with an activation (None: the encoder's own, or
+    what config.json says of it) and a layer norm, then one logit for each token of the vocabulary. `bias` is what the
+    decoder's is called where it does not bear the decoder's name."""
 
     dense: str
     activation: Activation | None
@@ -104,11 +120,8 @@ _BERT = Names(
     positions="embeddings.position_embeddings",
     token_types="embeddings.token_type_embeddings",
     embeddings_norm="embeddings.LayerNorm",
-    projection=None,
     layer="encoder.layer.{}.",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
     attention="attention.output.dense",
     attention_norm="attention.output.LayerNorm",
     intermediate="intermediate.dense",
@@ -119,29 +132,46 @@ _DISTILBERT = Names(
     prefix="distilbert.",
     words="embeddings.word_embeddings",
     positions="embeddings.position_embeddings",
-    token_types=None,
     embeddings_norm="embeddings.LayerNorm",
-    projection=None,
     layer="transformer.layer.{}.",
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     attention="attention.out_lin",
     attention_norm="sa_layer_norm",
     intermediate="ffn.lin1",
     output="ffn.lin2",
     output_norm="output_layer_norm",
 )
+_MPNET = replace(
+    _BERT,
+    prefix="mpnet.",
+    token_types=None,
+    distances="encoder.relative_attention_bias",
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    attention="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+)
+_MODERNBERT = Names(
+    prefix="model.",
+    words="embeddings.tok_embeddings",
+    positions=None,
+    embeddings_norm="embeddings.norm",
+    layer="layers.{}.",
+    qkv=("attn.Wqkv",),
+    attention="attn.Wo",
+    attention_norm="attn_norm",
+    intermediate="mlp.Wi",
+    gated=True,
+    output="mlp.Wo",
+    output_norm="mlp_norm",
+    final_norm="final_norm",
+)
+_LM_HEAD = MaskedLanguageModel(
+    dense="lm_head.dense", activation="gelu", norm="lm_head.layer_norm", decoder="lm_head.decoder", bias="lm_head.bias"
+)
 _ROBERTA = Family(
     names=replace(_BERT, prefix="roberta."),
     classifier=Classifier(dense="classifier.dense", activation="tanh", logits="classifier.out_proj"),
-    masked=MaskedLanguageModel(
-        dense="lm_head.dense",
-        activation="gelu",
-        norm="lm_head.layer_norm",
-        decoder="lm_head.decoder",
-        bias="lm_head.bias",
-    ),
+    masked=_LM_HEAD,
 )
 
 # By config.json's model_type.
@@ -182,6 +212,21 @@ FAMILIES: Mapping[str, Family] = {
             norm="generator_predictions.LayerNorm",
             decoder="generator_lm_head",
         ),
+    ),
+    "modernbert": Family(
+        names=_MODERNBERT,
+        classifier=Classifier(
+            dense="head.dense", activation=None, norm="head.norm", logits="classifier", of_tokens=True
+        ),
+        masked=MaskedLanguageModel(dense="head.dense", activation=None, norm="head.norm", decoder="decoder"),
+        sizes={"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"},
+        fixed={"type_vocab_size": 0},
+    ),
+    "mpnet": Family(
+        names=_MPNET,
+        classifier=Classifier(dense="classifier.dense", activation="tanh", logits="classifier.out_proj"),
+        masked=_LM_HEAD,
+        fixed={"type_vocab_size": 0},
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,

@@ -17,23 +17,19 @@ activation and one a column for weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from engines.checkpoint import Checkpoint
-from engines.encoder import Encoder, EncoderLayer, Norm, read_encoder
+from engines.encoder import Encoder, EncoderLayer, read_encoder
+from engines.graph_attention import Attention, joined_layers
 from engines.graph_outputs import all_outputs
 from engines.graph_writer import Graph, Weights
-from engines.heads import DenseLayer, ModelOutput, check_outputs, token_names
+from engines.heads import ModelOutput, check_outputs, token_names
 from engines.precision import Numbers
-
-# exp(-10,000) is 0 in every float type, and float16 still holds the number: masked texts add exactly nothing.
-_MASKED = -10_000.0
 
 
 def packed_graph(
@@ -53,7 +49,7 @@ def packed_graph(
     encoder = read_encoder(checkpoint)
     widths = check_outputs(outputs, hidden_size=encoder.hidden_size)
     graph = Graph(numbers, told, beside)
-    all_outputs(graph, outputs, _encode(graph, encoder), width=encoder.hidden_size)
+    all_outputs(graph, outputs, _encode(graph, encoder), width=encoder.hidden_size, longest=encoder.max_positions)
     return graph.model(widths, token_names(outputs))
 
 
@@ -83,66 +79,37 @@ def written(graph: Callable[[], onnx.ModelProto], source: Path) -> bytes:
 
 
 def _encode(graph: Graph, encoder: Encoder) -> str:
-    words = graph.add("Gather", graph.floats(encoder.words), "input_ids")
-    positions = graph.add("Gather", graph.floats(encoder.positions), "position_ids")
-    hidden = graph.add("Add", words, positions)
-    hidden = _norm(graph, hidden, encoder.embeddings_norm, encoder.norm_epsilon)
+    hidden = graph.add("Gather", graph.floats(encoder.words), "input_ids")
+    if encoder.positions is not None:
+        hidden = graph.add("Add", hidden, graph.add("Gather", graph.floats(encoder.positions), "position_ids"))
+    hidden = graph.normed(hidden, encoder.embeddings_norm)
     if (projection := encoder.projection) is not None:
-        product = graph.add("MatMul", hidden, graph.floats(projection.weight.T))
-        hidden = graph.add("Add", product, graph.floats(projection.bias))
-    mask = _mask(graph)
+        hidden = graph.plain(hidden, projection)
+    attention = Attention(graph, encoder)
     for number, layer in enumerate(encoder.layers):
-        attended = _attend(graph, hidden, mask, layer, encoder, number)
-        attended = graph.dense(attended, layer.attention, reads=f"{number}.attended", divided=True)
-        hidden = _norm(graph, graph.add("Add", hidden, attended), layer.attention_norm, encoder.norm_epsilon)
-        inner = graph.dense(hidden, layer.intermediate, reads=f"{number}.intermediate")
-        inner = graph.activated(inner, encoder.activation)
-        inner = graph.dense(inner, layer.output, reads=f"{number}.inner")
-        hidden = _norm(graph, graph.add("Add", hidden, inner), layer.output_norm, encoder.norm_epsilon)
-    return hidden
+        if encoder.final_norm is None:
+            assert layer.attention_norm is not None
+            attended = attention.of_layer(hidden, layer, number)
+            hidden = graph.normed(graph.add("Add", hidden, attended), layer.attention_norm)
+            inner = _between(graph, hidden, layer, encoder, number)
+            hidden = graph.normed(graph.add("Add", hidden, inner), layer.output_norm)
+        else:
+            before = hidden if layer.attention_norm is None else graph.normed(hidden, layer.attention_norm)
+            hidden = graph.add("Add", hidden, attention.of_layer(before, layer, number))
+            inner = _between(graph, graph.normed(hidden, layer.output_norm), layer, encoder, number)
+            hidden = graph.add("Add", hidden, inner)
+    return hidden if encoder.final_norm is None else graph.normed(hidden, encoder.final_norm)
 
 
-def _mask(graph: Graph) -> str:
-    """(R, 1, S, S) to be added to the scores: 0 within a text, _MASKED elsewhere.
-
-    What lies outside every text has segment 0 and sees its like, so that no row of the softmax is empty.
-    """
-    here = graph.add("Unsqueeze", "segment_ids", graph.constant(np.array([1, 3])))  # (R, 1, S, 1)
-    there = graph.add("Unsqueeze", "segment_ids", graph.constant(np.array([1, 2])))  # (R, 1, 1, S)
-    same = graph.add("Equal", here, there)
-    return graph.add("Where", same, graph.floats(0.0), graph.floats(_MASKED))
-
-
-def _attend(graph: Graph, hidden: str, mask: str, layer: EncoderLayer, encoder: Encoder, number: int) -> str:
-    heads, size = encoder.attention_heads, encoder.hidden_size // encoder.attention_heads
-    # softmax(q k / sqrt(d)): the division is done once, on the query's weights.
-    shrink = np.float32(1.0 / math.sqrt(size))
-    # What is attended to are means of values: dividing those divides them.
-    values = graph.divided(layer.value, by=f"{number}.attended")
-    joined = DenseLayer(
-        weight=np.concatenate([layer.query.weight * shrink, layer.key.weight, values.weight]),
-        bias=np.concatenate([layer.query.bias * shrink, layer.key.bias, values.bias]),
-    )
-    # One product for all three: on a GPU it is 3 % of the whole, on a CPU nothing.
-    parts = graph.add(
-        "Reshape",
-        graph.dense(hidden, joined, reads=f"{number}.attention"),
-        graph.constant(np.array([0, 0, 3, heads, size])),
-    )  # (R, S, 3, heads, d)
-
-    def part(place: int, order: list[int]) -> str:
-        chosen = graph.add("Gather", parts, graph.constant(np.array(place)), axis=2)  # (R, S, heads, d)
-        return graph.add("Transpose", chosen, perm=order)
-
-    query = part(0, [0, 2, 1, 3])  # (R, heads, S, d)
-    key = part(1, [0, 2, 3, 1])  # (R, heads, d, S)
-    value = part(2, [0, 2, 1, 3])  # (R, heads, S, d)
-    scores = graph.add("Add", graph.add("MatMul", query, key), mask)  # (R, heads, S, S)
-    attended = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
-    width = graph.constant(np.array([0, 0, encoder.hidden_size]))
-    return graph.add("Reshape", graph.add("Transpose", attended, perm=[0, 2, 1, 3]), width)  # (R, S, H)
-
-
-def _norm(graph: Graph, value: str, norm: Norm, epsilon: float) -> str:
-    weight, bias = graph.floats(norm.weight), graph.floats(norm.bias)
-    return graph.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=epsilon)
+def _between(graph: Graph, hidden: str, layer: EncoderLayer, encoder: Encoder, number: int) -> str:
+    """A layer's second half: the two dense layers and what is between them."""
+    reads, inner = f"{number}.intermediate", f"{number}.inner"
+    if layer.gate is None:
+        middle = graph.activated(graph.dense(hidden, layer.intermediate, reads=reads), encoder.activation)
+        return graph.dense(middle, layer.output, reads=inner)
+    # What the gate multiplies is divided where the gate is.
+    both = joined_layers([layer.intermediate, graph.divided(layer.gate, by=inner)])
+    size = len(layer.gate.weight)
+    activated, gate = graph.split(graph.dense(hidden, both, reads=reads), [size, size])
+    middle = graph.add("Mul", graph.activated(activated, encoder.activation), gate)
+    return graph.dense(middle, layer.output, reads=inner, divided=True)

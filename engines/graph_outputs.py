@@ -15,18 +15,21 @@ from engines.graph_writer import Graph
 from engines.heads import SMALLEST_NORM, ModelOutput, PooledOutput, TokenOutput
 
 
-def all_outputs(graph: Graph, outputs: Sequence[ModelOutput], hidden: str, *, width: int) -> None:
-    """Each output of hidden states (R, S, `width`)."""
-    shares: dict[Pooling, str] = {}
+def all_outputs(graph: Graph, outputs: Sequence[ModelOutput], hidden: str, *, width: int, longest: int) -> None:
+    """Each output of hidden states (R, S, `width`). `longest` is the most tokens of a text."""
+    pooled: dict[Pooling, str] = {}
     for output in outputs:
         if isinstance(output, TokenOutput):
             finished_output(graph, output, graph.to_float32(hidden))
             continue
-        if output.pooling not in shares:
-            shares[output.pooling] = _shares(graph, output.pooling)
-        vectors = graph.add("MatMul", shares[output.pooling], hidden)  # (R, P, H)
-        flat = graph.add("Reshape", vectors, graph.constant(np.array([-1, width])))
-        finished_output(graph, output, graph.to_float32(graph.add("Gather", flat, "texts")))
+        if output.pooling not in pooled:
+            largest = output.pooling == "max"
+            shares = _shares(graph, "cls" if largest else output.pooling)
+            states = _largest(graph, hidden, longest) if largest else hidden
+            vectors = graph.add("MatMul", shares, states)  # (R, P, H)
+            flat = graph.add("Reshape", vectors, graph.constant(np.array([-1, width])))
+            pooled[output.pooling] = graph.to_float32(graph.add("Gather", flat, "texts"))
+        finished_output(graph, output, pooled[output.pooling])
 
 
 def finished_output(graph: Graph, output: ModelOutput, value: str) -> None:
@@ -37,9 +40,13 @@ def finished_output(graph: Graph, output: ModelOutput, value: str) -> None:
         value = graph.add("Div", value, graph.add("Max", norm, _float32(graph, SMALLEST_NORM)))
     for dense in output.head.layers if output.head else ():
         weight = graph.constant(np.ascontiguousarray(dense.weight.T))
-        value = graph.add("Add", graph.add("MatMul", value, weight), graph.constant(dense.bias))
+        value = graph.add("MatMul", value, weight)
+        if dense.bias is not None:
+            value = graph.add("Add", value, graph.constant(dense.bias))
         if dense.activation is not None:
             value = graph.activated(value, dense.activation, exact=True)
+        if dense.norm is not None:
+            value = graph.normed(value, dense.norm, exact=True)
     graph.add("Identity", value, name=output.name)
 
 
@@ -56,6 +63,32 @@ def _shares(graph: Graph, pooling: Pooling) -> str:
     count = graph.add("ReduceSum", chosen, graph.constant(np.array([-1])), keepdims=1)
     # An empty slot has no token to share. The division comes before the sum: float16 would not hold some sums.
     return graph.cast(graph.add("Div", chosen, graph.add("Max", count, _float32(graph, 1.0))))
+
+
+def _largest(graph: Graph, hidden: str, longest: int) -> str:
+    """(R, S, H), where a text begins the largest of each number over its tokens.
+
+    Each token takes the larger of its own and of those 1, 2, 4 ... places on, where these are of the same text, so that
+    after log2(longest) steps it has seen all behind it. What is shifted out comes back in at the row's beginning: only
+    in a row of one text is it of the same, and there it does no harm. Plain operators: TensorRT has no scatter with a
+    maximum but in a plugin.
+    """
+    axis = graph.constant(np.array([1]))
+    beginning, end = graph.constant(np.array([0])), graph.constant(np.array([np.iinfo(np.int64).max]))
+    step = 1
+    while step < longest:
+        place = graph.constant(np.array([step]))
+
+        def shifted(value: str, place: str = place) -> str:
+            ahead = graph.add("Slice", value, place, end, axis)
+            return graph.add("Concat", ahead, graph.add("Slice", value, beginning, place, axis), axis=1)
+
+        same = graph.add("Equal", "segment_ids", shifted("segment_ids"))
+        of_the_text = graph.add("Unsqueeze", same, graph.constant(np.array([2])))
+        other = graph.add("Where", of_the_text, shifted(hidden), hidden)
+        hidden = graph.add("Max", hidden, other)
+        step *= 2
+    return hidden
 
 
 def _float32(graph: Graph, value: float) -> str:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import CheckpointError
 from engines.families import Activation
-from engines.heads import DenseLayer
+from engines.heads import DenseLayer, Norm
 from engines.number_types import FLOAT_TYPES, LARGEST, ONNX_TYPES, ZERO_POINTS
 from engines.precision import Numbers
 
@@ -108,7 +108,8 @@ class Graph:
         quantization = self._numbers.quantization
         if quantization is None or (divisors := quantization.divisors.get(by)) is None:
             return layer
-        return DenseLayer(weight=layer.weight / divisors[:, np.newaxis], bias=layer.bias / divisors)
+        bias = None if layer.bias is None else layer.bias / divisors
+        return DenseLayer(weight=layer.weight / divisors[:, np.newaxis], bias=bias)
 
     def dense(self, value: str, layer: DenseLayer, *, reads: str, divided: bool = False) -> str:
         """The layer over an activation of this name, both rounded to 8 bits where that is wanted. `divided`: whether
@@ -126,7 +127,25 @@ class Graph:
             value = self._rounded(value, np.asarray(quantization.amax[reads], np.float32), {})
             rounded = self._rounded(self.floats(weight), np.abs(weight).max(axis=0), {"axis": 1})
             product = self.add("MatMul", value, rounded)
-        return self.add("Add", product, self.floats(layer.bias))
+        return product if layer.bias is None else self.add("Add", product, self.floats(layer.bias))
+
+    def plain(self, value: str, layer: DenseLayer) -> str:
+        """The layer in the encoder's numbers, whatever the others are rounded to."""
+        product = self.add("MatMul", value, self.floats(layer.weight.T))
+        return product if layer.bias is None else self.add("Add", product, self.floats(layer.bias))
+
+    def split(self, value: str, sizes: Sequence[int]) -> list[str]:
+        """Its last axis in parts of these sizes."""
+        parts = [f"{self._prefix}/{len(self.nodes)}/Split/{place}" for place in range(len(sizes))]
+        inputs = [value, self.constant(np.array(sizes, np.int64))]
+        self.nodes.append(helper.make_node("Split", inputs, parts, name=parts[0], axis=-1))
+        return parts
+
+    def normed(self, value: str, norm: Norm, *, exact: bool = False) -> str:
+        """A value of the encoder's type; with `exact` of float32."""
+        constant = self.constant if exact else self.floats
+        weight, bias = constant(norm.weight), constant(norm.bias)
+        return self.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.epsilon)
 
     def _rounded(self, value: str, amax: NDArray[np.float32], axis: Mapping[str, Any]) -> str:
         assert self._numbers.quantization is not None

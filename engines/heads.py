@@ -18,19 +18,29 @@ from safetensors.numpy import save_file
 
 from engines.checkpoint import Checkpoint, Pooling
 from engines.errors import CheckpointError
-from engines.families import FAMILIES, Activation
+from engines.families import ACTIVATIONS, FAMILIES, Activation
 
 # Under the norm of any real vector, over float16's smallest number: nothing at all gives 0 and not 0 / 0.
 SMALLEST_NORM = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DenseLayer:
-    """y = activation(weight x + bias); weight (out, in), bias (out,), both float32."""
+class Norm:
+    """Layer norm over the last axis; weight and bias (H,)."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseLayer:
+    """y = norm(activation(weight x + bias)); weight (out, in), bias (out,), both float32."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
     activation: Activation | None = None
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +109,8 @@ def save_head(path: Path, head: Head, *, metadata: Mapping[str, str]) -> None:
     """Writes a linear head; `metadata` goes along as it is."""
     (layer,) = head.layers
     assert layer.activation is None
+    assert layer.norm is None
+    assert layer.bias is not None
     save_file(
         {"weight": layer.weight, "bias": layer.bias},
         path,
@@ -109,7 +121,7 @@ def save_head(path: Path, head: Head, *, metadata: Mapping[str, str]) -> None:
 def classification_head(checkpoint: Checkpoint) -> Head:
     """The checkpoint's own classifier (...ForSequenceClassification): a layer with an activation, then a linear one.
 
-    It wants pooling `cls` and no normalising.
+    It wants the checkpoint's `classifier_pooling` and no normalising.
     """
     names = FAMILIES[checkpoint.config.model_type].classifier
     if f"{names.logits}.weight" not in checkpoint.weights:
@@ -118,22 +130,12 @@ def classification_head(checkpoint: Checkpoint) -> Head:
             f"{checkpoint.folder}: no classifier in the weights (architectures: {architectures}): "
             "choose a model fine-tuned for sequence classification, or give a head's file"
         )
-    labels = checkpoint.labels
-    width = checkpoint.config.hidden_size
-    pooler = DenseLayer(
-        weight=checkpoint.tensor(f"{names.dense}.weight", (width, width)),
-        bias=checkpoint.tensor(f"{names.dense}.bias", (width,)),
-        activation=names.activation,
-    )
-    classifier = DenseLayer(
-        weight=checkpoint.tensor(f"{names.logits}.weight", (len(labels), width)),
-        bias=checkpoint.tensor(f"{names.logits}.bias", (len(labels),)),
-    )
-    return Head(labels=labels, layers=(pooler, classifier))
+    return Head(labels=checkpoint.labels, layers=(_before_logits(checkpoint), _logits(checkpoint, names.logits)))
 
 
 def token_classification_head(checkpoint: Checkpoint) -> Head:
-    """The checkpoint's own classifier of tokens (...ForTokenClassification): of every family one linear layer."""
+    """The checkpoint's own classifier of tokens (...ForTokenClassification): one linear layer, of ModernBERT after all
+    that its classifier of texts has."""
     # BERT's classifier of texts bears the same name, and reads something else.
     if "classifier.weight" not in checkpoint.weights or checkpoint.classifies:
         architectures = ", ".join(checkpoint.config.architectures) or "not named"
@@ -141,12 +143,9 @@ def token_classification_head(checkpoint: Checkpoint) -> Head:
             f"{checkpoint.folder}: no classifier of tokens in the weights (architectures: {architectures}): "
             "choose a model fine-tuned for token classification"
         )
-    labels = checkpoint.labels
-    layer = DenseLayer(
-        weight=checkpoint.tensor("classifier.weight", (len(labels), checkpoint.config.hidden_size)),
-        bias=checkpoint.tensor("classifier.bias", (len(labels),)),
-    )
-    return Head(labels=labels, layers=(layer,))
+    logits = _logits(checkpoint, "classifier")
+    before = (_before_logits(checkpoint),) if FAMILIES[checkpoint.config.model_type].classifier.of_tokens else ()
+    return Head(labels=checkpoint.labels, layers=(*before, logits))
 
 
 def token_names(outputs: Sequence[ModelOutput]) -> frozenset[str]:
@@ -162,7 +161,9 @@ def check_outputs(outputs: Sequence[ModelOutput], *, hidden_size: int) -> dict[s
             raise CheckpointError(f"output {output.name!r} is named twice: give each output a name of its own")
         width = hidden_size
         for layer in output.head.layers if output.head else ():
-            if layer.weight.shape[1] != width or layer.bias.shape != (layer.weight.shape[0],):
+            if layer.weight.shape[1] != width or (
+                layer.bias is not None and layer.bias.shape != layer.weight.shape[:1]
+            ):
                 raise CheckpointError(
                     f"output {output.name!r}: the head takes vectors of {layer.weight.shape[1]} numbers and gets "
                     f"{width}: choose the head that was trained on this model"
@@ -170,3 +171,47 @@ def check_outputs(outputs: Sequence[ModelOutput], *, hidden_size: int) -> dict[s
             width = layer.weight.shape[0]
         widths[output.name] = width
     return widths
+
+
+def _before_logits(checkpoint: Checkpoint) -> DenseLayer:
+    """The layer between the vector and the logits, as wide as it."""
+    names, config = FAMILIES[checkpoint.config.model_type].classifier, checkpoint.config
+    size, modernbert, activation, norm = (config.hidden_size,), config.modernbert, names.activation, None
+    if activation is None:
+        assert modernbert is not None
+        named = modernbert.classifier_activation
+        if named not in ACTIVATIONS:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'config.json'}: classifier_activation {named!r} is not supported: choose a "
+                "model with one of: " + ", ".join(ACTIVATIONS)
+            )
+        activation = ACTIVATIONS[named]
+    if names.norm is not None:
+        norm = read_norm(checkpoint, names.norm, config.hidden_size)
+    return DenseLayer(
+        weight=checkpoint.tensor(f"{names.dense}.weight", size * 2),
+        bias=checkpoint.tensor(f"{names.dense}.bias", size)
+        if modernbert is None or modernbert.classifier_bias
+        else None,
+        activation=activation,
+        norm=norm,
+    )
+
+
+def _logits(checkpoint: Checkpoint, name: str) -> DenseLayer:
+    labels = len(checkpoint.labels)
+    return DenseLayer(
+        weight=checkpoint.tensor(f"{name}.weight", (labels, checkpoint.config.hidden_size)),
+        bias=checkpoint.tensor(f"{name}.bias", (labels,)),
+    )
+
+
+def read_norm(checkpoint: Checkpoint, name: str, size: int) -> Norm:
+    """The layer norm of this name, of vectors of `size` numbers, its bias 0 where the model has none."""
+    modernbert = checkpoint.config.modernbert
+    biased = modernbert is None or modernbert.norm_bias
+    return Norm(
+        weight=checkpoint.tensor(f"{name}.weight", (size,)),
+        bias=checkpoint.tensor(f"{name}.bias", (size,)) if biased else np.zeros(size, np.float32),
+        epsilon=checkpoint.config.layer_norm_eps,
+    )

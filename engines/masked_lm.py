@@ -84,21 +84,30 @@ def masked_language_model_head(config: CheckpointConfig) -> MaskedLanguageModelH
     def tensor(shape: tuple[int, ...], *names: str) -> NDArray[np.float32]:
         return _tensor(config, found, shape, *names)
 
-    activation = names.activation or ACTIVATIONS.get(model.hidden_act)
+    def bias(shape: tuple[int, ...], *names: str, there: bool = True) -> NDArray[np.float32]:
+        return tensor(shape, *names) if there else np.zeros(shape, np.float32)
+
+    modernbert = model.modernbert
+    said, option = (
+        (model.hidden_act, "hidden_act")
+        if modernbert is None
+        else (modernbert.classifier_activation, "classifier_activation")
+    )
+    activation = names.activation or ACTIVATIONS.get(said)
     if activation is None:
         raise CheckpointError(
-            f"{folder / 'config.json'}: hidden_act {model.hidden_act!r} is not supported: choose a model with one of: "
+            f"{folder / 'config.json'}: {option} {said!r} is not supported: choose a model with one of: "
             + ", ".join(ACTIVATIONS)
         )
     return MaskedLanguageModelHead(
         dense=tensor((inner, width), parts[0]),
-        dense_bias=tensor((inner,), parts[1]),
+        dense_bias=bias((inner,), parts[1], there=modernbert is None or modernbert.classifier_bias),
         activation=activation,
         norm_weight=tensor((inner,), parts[2]),
-        norm_bias=tensor((inner,), parts[3]),
+        norm_bias=bias((inner,), parts[3], there=modernbert is None or modernbert.norm_bias),
         norm_epsilon=model.layer_norm_eps,
         decoder=tensor((vocab, inner), *decoders),
-        bias=tensor((vocab,), *biases),
+        bias=bias((vocab,), *biases, there=modernbert is None or modernbert.decoder_bias),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from engines.errors import CheckpointError
 from engines.families import FAMILIES, POSITIONS_AFTER_PADDING
+from engines.modernbert_config import ModernBertConfig, modernbert_config
 
 # transformers': how many labels a model has that says nothing of them.
 _LABELS = 2
@@ -47,6 +48,8 @@ class ModelConfig:
     id2label       a logit's place -> its label
     problem_type   of the checkpoint's own head; None where it does not say
     tie_word_embeddings  whether a masked language model's decoder is the table of words
+    distances      rows of the table of distances; 0 where there is none
+    modernbert     what only ModernBERT's says
     """
 
     model_type: str
@@ -66,6 +69,8 @@ class ModelConfig:
     problem_type: str | None
     is_decoder: bool
     tie_word_embeddings: bool
+    distances: int = 0
+    modernbert: ModernBertConfig | None = None
 
 
 def model_config(path: Path, written: Mapping[str, Any], *, any_model: bool = False) -> ModelConfig:
@@ -96,6 +101,7 @@ def _as_written(written: Mapping[str, Any], *, any_model: bool = False) -> Model
             needed[name] = written.get(place, kind()) if any_model else written[place]
         if type(needed[name]) is not kind:
             raise TypeError(f"{place} is {needed[name]!r}")
+    kind_of_model = needed["model_type"]
     labels = written.get("id2label")
     if labels is None:
         labels = {place: f"LABEL_{place}" for place in range(written.get("num_labels", _LABELS))}
@@ -108,6 +114,8 @@ def _as_written(written: Mapping[str, Any], *, any_model: bool = False) -> Model
         problem_type=written.get("problem_type"),
         is_decoder=bool(written.get("is_decoder", False)),
         tie_word_embeddings=bool(written.get("tie_word_embeddings", True)),
+        distances=written["relative_attention_num_buckets"] if kind_of_model == "mpnet" and not any_model else 0,
+        modernbert=modernbert_config(written) if kind_of_model == "modernbert" and not any_model else None,
     )
 
 
@@ -123,7 +131,7 @@ def _as_transformers_reads(path: Path) -> ModelConfig:
         sizes = FAMILIES[config.model_type].sizes
         places = {sizes.get(name, name): kind for name, kind in _NEEDED.items()}
         return _as_written(told | {place: kind(told[place]) for place, kind in places.items() if place in told})
-    except (AttributeError, KeyError, OSError, ValueError, TypeError, StrictDataclassError) as err:
+    except (ArithmeticError, AttributeError, KeyError, OSError, ValueError, TypeError, StrictDataclassError) as err:
         reason = " ".join(str(err).split())
         raise CheckpointError(f"{path}: transformers can't read it ({reason}): fetch the model again") from err
 
@@ -136,5 +144,6 @@ def _embedding_size(config: Mapping[str, Any], hidden_size: int) -> int:
 def _first_position(config: Mapping[str, Any]) -> int:
     if config.get("model_type") not in POSITIONS_AFTER_PADDING:
         return 0
-    padding = config.get("pad_token_id")
+    # MPNet's is RoBERTa's, whatever its config says.
+    padding = None if config["model_type"] == "mpnet" else config.get("pad_token_id")
     return (_PADDING if padding is None else int(padding)) + 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engines.checkpoint import Pooling
 from engines.families import Activation
-from engines.heads import SMALLEST_NORM, DenseLayer, ModelOutput, PooledOutput
+from engines.heads import SMALLEST_NORM, DenseLayer, ModelOutput, Norm, PooledOutput
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -27,6 +27,8 @@ def finished(output: ModelOutput, vectors: NDArray[np.float64]) -> NDArray[np.fl
         value = dense(value, layer)
         if layer.activation is not None:
             value = activated(value, layer.activation)
+        if layer.norm is not None:
+            value = normed(value, layer.norm)
     return value
 
 
@@ -37,15 +39,25 @@ def pooled(found: NDArray[np.floating], pooling: Pooling | None, lengths: NDArra
         found = np.stack(
             [row[:length].mean(axis=0, dtype=np.float32) for row, length in zip(found, lengths, strict=True)]
         )
+    elif pooling == "max":
+        found = np.stack([row[:length].max(axis=0) for row, length in zip(found, lengths, strict=True)])
     elif pooling == "cls":
         found = found[:, 0]
     return found.astype(np.float64)
 
 
 def dense(value: NDArray[np.float64], layer: DenseLayer) -> NDArray[np.float64]:
-    """(..., in) to (..., out), without the activation."""
-    product: NDArray[np.float64] = value @ layer.weight.T.astype(np.float64) + layer.bias
-    return product
+    """(..., in) to (..., out), without what follows."""
+    product: NDArray[np.float64] = value @ layer.weight.T.astype(np.float64)
+    return product if layer.bias is None else product + layer.bias
+
+
+def normed(value: NDArray[np.float64], norm: Norm) -> NDArray[np.float64]:
+    """Layer norm of (..., H)."""
+    centred = value - value.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = centred / np.sqrt(variance + norm.epsilon) * norm.weight + norm.bias
+    return result
 
 
 def activated(value: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:

@@ -101,7 +101,7 @@ def _grown(
     after = Graph(Numbers(), told=(), beside=beside, named="after")
     answer = after.add("Cast", f"{_PREFIX}{model.output}", to=TensorProto.FLOAT)
     if model.per_token:
-        all_outputs(after, outputs, answer, width=model.width)
+        all_outputs(after, outputs, answer, width=model.width, longest=max_positions)
     else:
         # Of each row's slots only the first is taken: slot 0, so that a text's number is its row times their count.
         slots = after.add("Cast", after.add("Shape", "slots"), to=TensorProto.INT32)

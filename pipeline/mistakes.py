@@ -1,7 +1,7 @@
 """Mistakes in settings: where they lie, and the line that tells one.
 
-A line is `file:12: models[0].pooling: 'men' is not allowed; allowed: mean, cls`. Knows pydantic's errors and no option
-of any section: what is allowed is read off the model's fields.
+A line is `file:12: models[0].pooling: 'men' is not allowed; allowed: mean, cls, max`. Knows pydantic's errors and no
+option of any section: what is allowed is read off the model's fields.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> M
         # The classifier that was trained with the encoder has its own pooling.
         with blaming(settings, "models", index, "source"):
             own = classification_head(checkpoint)
-        return PooledOutput(name=model.name, pooling="cls", normalize=False, head=own)
+        return PooledOutput(name=model.name, pooling=checkpoint.classifier_pooling, normalize=False, head=own)
     pooling, normalize = pooling_of(model, checkpoint)
     head = model_head(settings, index) if model.head is not None else None
     output = PooledOutput(name=model.name, pooling=pooling, normalize=normalize, head=head)

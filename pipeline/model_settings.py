@@ -141,9 +141,9 @@ class ModelSettings(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """What a class that is `task` is called with, by keyword."""
 
-    pooling: Literal["mean", "cls"] | None = None
-    """How the tokens' vectors become one. Default: what the checkpoint says, else mean. The checkpoint's own
-    classification head has its own."""
+    pooling: Literal["mean", "cls", "max"] | None = None
+    """How the tokens' vectors become one: their mean, the first one, or each number's largest. Default: what the
+    checkpoint says, else mean. The checkpoint's own classification head has its own."""
 
     normalize: bool | None = None
     """Whether the pooled vector gets length 1, which makes cosine and dot product the same. Default like pooling.

@@ -90,7 +90,7 @@ def test_a_file_that_is_not_there_or_has_mistakes(penstock: Penstock, tmp_path: 
     assert (found.code, found.lines) == (
         2,
         [
-            f"penstock: {path}:2: models[0].pooling: 'men' is not allowed; allowed: mean, cls, null",
+            f"penstock: {path}:2: models[0].pooling: 'men' is not allowed; allowed: mean, cls, max, null",
             f"penstock: {path}:3: http.prot: no such option; did you mean port?",
         ],
     )

@@ -57,13 +57,20 @@ LENGTHS = [1, 2, 3, 7, 12, 20, 40]
 
 
 def main() -> None:
-    torch.manual_seed(20_261_126)
+    write_references(MODELS, Path(__file__).with_name("family_references.safetensors"), seed=20_261_126)
+
+
+def write_references(
+    models: dict[str, tuple[str, dict[str, Any]]], path: Path, *, seed: int, more: dict[str, np.ndarray] | None = None
+) -> None:
+    """`more` tensors go along as they are."""
+    torch.manual_seed(seed)
     # 0 to 3 are special tokens to one family or another, and the padding token moves positions.
     draw = np.random.default_rng(1)
     texts = [draw.integers(4, VOCAB, length).tolist() for length in LENGTHS]
-    tensors: dict[str, np.ndarray] = {}
+    tensors = dict(more or {})
     configs: dict[str, Any] = {}
-    for name, (family, sizes) in MODELS.items():
+    for name, (family, sizes) in models.items():
         config = getattr(transformers, f"{family}Config")(**sizes)
         model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
         with torch.no_grad():
@@ -74,13 +81,14 @@ def main() -> None:
                     parameter += 0.2 * torch.randn_like(parameter)
             mean = torch.cat([model(torch.tensor([ids])).logits for ids in texts]).mean(dim=0)
             getattr(model.classifier, "out_proj", model.classifier).bias -= mean
-            outputs = [model(torch.tensor([ids]), output_hidden_states=True) for ids in texts]
+            outputs = [model(torch.tensor([ids])) for ids in texts]
+            hidden = [model.base_model(torch.tensor([ids])).last_hidden_state for ids in texts]
         configs[name] = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
         for key, tensor in model.state_dict().items():
             if tensor.is_floating_point():
                 tensors[f"{name}/weights/{key}"] = tensor.numpy().copy()
-        for place, output in enumerate(outputs):
-            tensors[f"{name}/hidden/{place}"] = output.hidden_states[-1][0].numpy().copy()
+        for place, states in enumerate(hidden):
+            tensors[f"{name}/hidden/{place}"] = states[0].numpy().copy()
         tensors[f"{name}/logits"] = np.concatenate([output.logits.numpy() for output in outputs])
     metadata = {
         "configs": json.dumps(configs),
@@ -88,7 +96,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    save_file(tensors, Path(__file__).with_name("family_references.safetensors"), metadata=metadata)
+    save_file(tensors, path, metadata=metadata)
 
 
 if __name__ == "__main__":

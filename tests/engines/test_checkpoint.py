@@ -88,6 +88,7 @@ def write_sentence_modules(folder: Path, pooling: dict[str, object], *more: str)
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode": "mean"}, "mean"),
         ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode_max_tokens": True}, "max"),
     ],
 )
 def test_sentence_settings(write_tiny: WriteTiny, pooling: dict[str, object], wanted: str) -> None:
@@ -100,8 +101,13 @@ def test_sentence_settings(write_tiny: WriteTiny, pooling: dict[str, object], wa
 @pytest.mark.parametrize(
     ("pooling", "more", "says"),
     [
-        ({"pooling_mode_max_tokens": True}, (), "1_Pooling/config.json: pooling max is not supported"),
-        ({"pooling_mode": ["cls", "mean"]}, (), "pooling cls \\+ mean is not supported: choose mean or cls"),
+        ({"pooling_mode_lasttoken": True}, (), "1_Pooling/config.json: pooling lasttoken is not supported"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, (), "pooling mean_sqrt_len_tokens is not supported"),
+        (
+            {"pooling_mode": ["cls", "mean"]},
+            (),
+            "pooling cls \\+ mean is not supported: choose a model of one of: mean, cls, max",
+        ),
         ({"pooling_mode": "mean"}, ("Dense",), "modules.json: module Dense is not supported"),
     ],
 )
@@ -178,6 +184,11 @@ def test_shards(write_tiny: WriteTiny) -> None:
         ({"model_type": None}, {}, "config.json: model_type None is not supported"),
         ({"is_decoder": True}, {}, "config.json: is_decoder is true, and only encoders are supported"),
         ({"position_embedding_type": "relative_key"}, {}, "position_embedding_type 'relative_key' is not supported"),
+        (
+            {"pruned_heads": {"1": [0, 2]}},
+            {},
+            "config.json: pruned_heads are not supported: choose a model that",
+        ),
         ({"hidden_act": "swish"}, {}, "config.json: hidden_act 'swish' is not supported"),
         ({"num_attention_heads": 5}, {}, "hidden_size 24 can't be split over 5 num_attention_heads"),
         ({"num_hidden_layers": 3}, {}, "no tensor 'bert.encoder.layer.2.attention.self.query.weight' in the weights"),

@@ -43,6 +43,7 @@ def outputs_of(tiny: Checkpoint) -> list[PooledOutput]:
         PooledOutput(name="embedding", pooling="mean", normalize=True),
         PooledOutput(name="mean", pooling="mean", normalize=False),
         PooledOutput(name="first", pooling="cls", normalize=True),
+        PooledOutput(name="largest", pooling="max", normalize=False),
         PooledOutput(name="sentiment", pooling="mean", normalize=True, head=LINEAR),
         PooledOutput(name="class", pooling="cls", normalize=False, head=classification_head(tiny)),
     ]
@@ -103,7 +104,7 @@ def test_a_text_is_the_same_in_any_company(
 
 
 def test_widths_are_hidden_size_or_labels(engine: Engine) -> None:
-    assert dict(engine.widths) == {"embedding": 24, "mean": 24, "first": 24, "sentiment": 2, "class": 3}
+    assert dict(engine.widths) == {"embedding": 24, "mean": 24, "first": 24, "largest": 24, "sentiment": 2, "class": 3}
 
 
 def test_vectors_come_in_the_order_asked_for(engine: Engine, layout: LayOut) -> None:
@@ -198,7 +199,7 @@ def test_graph_is_valid_plain_onnx(tiny: Checkpoint) -> None:
     onnx.checker.check_model(model, full_check=True)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 17)]
     assert [each.name for each in model.graph.input] == [*INPUTS]
-    assert [each.name for each in model.graph.output] == ["embedding", "mean", "first", "sentiment", "class"]
+    assert [each.name for each in model.graph.output] == ["embedding", "mean", "first", "largest", "sentiment", "class"]
 
 
 def test_weights_beside_a_graph_are_those_in_it(tiny: Checkpoint) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import TensorSpec, serialize_file
+from safetensors import TensorSpec, safe_open, serialize_file
 from safetensors.numpy import load_file, save_file
 
 from engines.checkpoint import read_config
 from engines.errors import CheckpointError
 from engines.masked_lm import masked_language_model_head
 from engines.weights import map_weights
+from tests.engines.test_families import NEWER, metadata
 from tests.tasks.test_fill_mask_against_transformers import write_masked_model
 
 DECODER, WORDS = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
@@ -103,3 +104,18 @@ def test_weights_that_are_cut_off_are_told(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="not readable as safetensors"):
         masked_language_model_head(read_config(folder))
+
+
+@pytest.mark.parametrize("name", ["modernbert", "modernbert-biases-mean", "mpnet"])
+def test_the_head_of_newer_families(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(metadata()["configs"][name] | {"architectures": ["ForMaskedLM"]}))
+    with safe_open(NEWER, framework="numpy") as file:
+        prefix = f"masked/{name}/"
+        names = [each for each in file.keys() if each.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+        tensors = {each.removeprefix(prefix): file.get_tensor(each) for each in names}
+    weights = {each.removeprefix("weights/"): tensor for each, tensor in tensors.items() if each.startswith("weights")}
+    save_file(weights, tmp_path / "model.safetensors")
+    config = read_config(tmp_path)
+    assert config.fills_masks
+    logits = masked_language_model_head(config).logits(tensors["states"])
+    np.testing.assert_allclose(logits, tensors["logits"], atol=1e-4)

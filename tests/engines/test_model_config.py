@@ -71,6 +71,7 @@ def test_a_count_of_labels_gives_them_names(tmp_path: Path) -> None:
         ("roberta", {"pad_token_id": 1}, 2),
         ("xlm-roberta", {}, 2),
         ("camembert", {"pad_token_id": 3}, 4),
+        ("mpnet", {"pad_token_id": 3, "relative_attention_num_buckets": 32}, 2),
     ],
 )
 def test_positions_begin_after_the_padding_token_s(

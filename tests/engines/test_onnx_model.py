@@ -48,6 +48,7 @@ def test_outputs_of_tokens_are_pooled(tmp_path: Path, engine: EngineKind) -> Non
         [
             PooledOutput(name="mean", pooling="mean", normalize=False),
             PooledOutput(name="unit", pooling="cls", normalize=True),
+            PooledOutput(name="largest", pooling="max", normalize=False),
             PooledOutput(name="class", pooling="mean", normalize=False, head=head),
         ],
         engine=engine,
@@ -56,6 +57,8 @@ def test_outputs_of_tokens_are_pooled(tmp_path: Path, engine: EngineKind) -> Non
     firsts = np.array([vectors(window)[0] for window in WINDOWS])
     np.testing.assert_allclose(found["mean"], means, rtol=1e-5)
     np.testing.assert_allclose(found["unit"], firsts / np.linalg.norm(firsts, axis=1, keepdims=True), rtol=1e-5)
+    largest = [vectors(window).max(axis=0) for window in WINDOWS]
+    np.testing.assert_allclose(found["largest"], largest, rtol=1e-5)
     np.testing.assert_allclose(found["class"], means[:, :2] + 1, rtol=1e-5)
 
 

@@ -89,6 +89,12 @@ def test_tensorrt_builds_the_graph(builder: ModuleType, tiny: Checkpoint, floats
     assert phases[-1][1] == 100
 
 
+def test_tensorrt_builds_the_largest_numbers_of_texts(builder: ModuleType, tiny: Checkpoint) -> None:
+    """In rows shorter than the longest text."""
+    model = written_graph(tiny, [PooledOutput(name="largest", pooling="max", normalize=False)])
+    assert build_plan(builder, model, PlanShape(row_length=8, rows=4).inputs()).plan
+
+
 def test_tensorrt_builds_numbers_of_tokens(builder: ModuleType, tiny: Checkpoint) -> None:
     """Alone: inputs that say which texts lie where are read by nothing, and are inputs all the same."""
     shape = PlanShape(row_length=32, rows=4)

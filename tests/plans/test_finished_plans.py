@@ -174,6 +174,7 @@ def test_models_of_one_output_share_a_plan(
     settings = settings_of(
         model | {"pooling": "mean", "normalize": True},
         model | {"pooling": "cls"},
+        model | {"pooling": "max"},
         model | {"head": tmp_path / "head.safetensors", "pooling": "mean", "normalize": True},
     )
     agree(settings)

@@ -157,7 +157,7 @@ def test_all_mistakes_are_told_in_the_order_of_the_file(write):
     assert lines_of(write(content)) == [
         "DIR/e.yaml: name: is missing; it has no default",
         "DIR/e.yaml:3: models[0].source: 1 is not allowed; allowed: a string",
-        "DIR/e.yaml:4: models[0].pooling: 'men' is not allowed; allowed: mean, cls, null",
+        "DIR/e.yaml:4: models[0].pooling: 'men' is not allowed; allowed: mean, cls, max, null",
         "DIR/e.yaml:6: http.prot: no such option; did you mean port?",
         "DIR/e.yaml:7: zzz: no such option; allowed: name, requests, topics, dead_letters, tokenizer, models, "
         "objective, batching, engine, "

@@ -261,7 +261,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "text-ranking, zero-shot-classification, feature-extraction, token-classification, fill-mask, "
             "module:Class, null",
         ),
-        ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, null"),
+        ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, max, null"),
         ("models/0/poling", "mean", "models[0].poling: no such option; did you mean pooling?"),
         ("models/0/normalize", "yes", "models[0].normalize: 'yes' is not allowed; allowed: true, false, null"),
         (
