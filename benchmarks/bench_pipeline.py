@@ -5,7 +5,9 @@
 
 Texts a second, one at a time and all at once (theirs in batches of 32), alternating; of each the median of the rounds.
 The model is MiniLM-L6 with a random classifier: speed does not depend on it. A ranking counts its passages, zero-shot
-classification its labels. PyTorch is no dependency of Penstock: this runs where it is there. Prints JSON.
+classification its labels. With `--source` it is a model of one's own, of any family, by its folder: its sentence
+embeddings alone, theirs sorted by length as sentence-transformers does. PyTorch is no dependency of Penstock: this runs
+where it is there. Prints JSON.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", help="by the names in the results; default: all")
+    parser.add_argument("--source", action="append", default=[], metavar="FOLDER")
     options = parser.parse_args()
     texts = list(islice(read_texts(DEMO / "texts.txt.gz"), options.texts))
     pairs = [{"text": one, "text_pair": other} for one, other in zip(texts, texts[1:] + texts[:1], strict=True)]
@@ -67,7 +70,10 @@ def main() -> None:
         for place in range(0, len(texts) - PASSAGES, PASSAGES)
     ]
     masked = [{"text": with_mask(text, number)} for number, text in enumerate(texts)]
-    results = []
+    results: list[dict[str, Any]] = []
+    for source in options.source:
+        requests = [{"text": text} for text in texts]
+        results.append({"source": source, **compared(source, "sentence-embedding", requests, 1, options.rounds)})
     with tempfile.TemporaryDirectory() as folder:
         for name, task, requests, each in (
             ("text-classification", "text-classification", [{"text": text} for text in texts], 1),
@@ -79,7 +85,7 @@ def main() -> None:
             ("text-ranking", "text-ranking", queries, PASSAGES),
             ("zero-shot-classification", "zero-shot-classification", sequences, len(CANDIDATES)),
         ):
-            if options.tasks and name not in options.tasks:
+            if options.source or (options.tasks and name not in options.tasks):
                 continue
             kind = ARCHITECTURES.get(task, "SequenceClassification")
             source = str(write_model(Path(folder) / name.replace(" ", "-"), LABELS.get(task), f"BertFor{kind}"))
