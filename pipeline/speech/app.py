@@ -27,9 +27,10 @@ from schemas.records import Headers, InputRecord, Source
 log = logging.getLogger("penstock.transcripts")
 
 TABLE = "streams"
-# Records that are read and wait for the task: one batch is taken while the next one gathers.
-_MAX_BATCH = 500
-_MAX_WAITING = 1_000
+# Records that are read and wait for the task: one batch is taken while the next one gathers. The more wait, the more of
+# them are superseded by others of the same batch, and the less a record costs: so falling behind ends by itself.
+_MAX_BATCH = 4_000
+_MAX_WAITING = 8_000
 # How late silence and what is overdue are noticed.
 _TICK_S = 0.25
 
