@@ -7,7 +7,7 @@ Texts a second, one at a time and all at once (theirs in batches of 32), alterna
 The model is MiniLM-L6 with a random classifier: speed does not depend on it. A ranking counts its passages, zero-shot
 classification its labels. With `--source` it is a model of one's own, of any family, by its folder: its sentence
 embeddings alone, theirs sorted by length as sentence-transformers does. PyTorch is no dependency of Penstock: this runs
-where it is there. Prints JSON.
+where it is there. Prints JSON. Question answering is not among them: transformers 5 has no pipeline for it.
 """
 
 from __future__ import annotations

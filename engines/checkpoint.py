@@ -83,6 +83,11 @@ class CheckpointConfig:
         return self.sentence is None and any("ForMaskedLM" in name for name in self.config.architectures)
 
     @property
+    def answers_questions(self) -> bool:
+        """Whether it was saved with a head that says where in a text an answer starts and ends."""
+        return any("ForQuestionAnswering" in name for name in self.config.architectures)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Of the checkpoint's own head, in the order of its logits."""
         return tuple(label for _, label in sorted(self.config.id2label.items()))

@@ -23,6 +23,9 @@ from engines.families import ACTIVATIONS, FAMILIES, Activation
 # Under the norm of any real vector, over float16's smallest number: nothing at all gives 0 and not 0 / 0.
 SMALLEST_NORM = 1e-6
 
+# Of an answer.
+_SPAN = ("start", "end")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
@@ -45,10 +48,12 @@ class DenseLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """Dense layers one after the other; the last gives a logit for each label."""
+    """Dense layers one after the other; the last gives a logit for each label. `decides` says that the highest of them
+    is what is answered."""
 
     labels: tuple[str, ...]
     layers: tuple[DenseLayer, ...]
+    decides: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +151,26 @@ def token_classification_head(checkpoint: Checkpoint) -> Head:
     logits = _logits(checkpoint, "classifier")
     before = (_before_logits(checkpoint),) if FAMILIES[checkpoint.config.model_type].classifier.of_tokens else ()
     return Head(labels=checkpoint.labels, layers=(*before, logits))
+
+
+def question_answering_head(checkpoint: Checkpoint) -> Head:
+    """The checkpoint's own (...ForQuestionAnswering): one linear layer, of ModernBERT after all that its classifier of
+    texts has. Of each token two logits: of an answer that starts there, and of one that ends there."""
+    classifier = FAMILIES[checkpoint.config.model_type].classifier
+    name = classifier.logits if classifier.of_tokens else "qa_outputs"
+    # ModernBERT's classifiers bear the same name.
+    if f"{name}.weight" not in checkpoint.weights or checkpoint.classifies or checkpoint.classifies_tokens:
+        architectures = ", ".join(checkpoint.config.architectures) or "not named"
+        raise CheckpointError(
+            f"{checkpoint.folder}: no head for answers in the weights (architectures: {architectures}): "
+            "choose a model fine-tuned for question answering"
+        )
+    layer = DenseLayer(
+        weight=checkpoint.tensor(f"{name}.weight", (len(_SPAN), checkpoint.config.hidden_size)),
+        bias=checkpoint.tensor(f"{name}.bias", (len(_SPAN),)),
+    )
+    before = (_before_logits(checkpoint),) if classifier.of_tokens else ()
+    return Head(labels=_SPAN, layers=(*before, layer), decides=False)
 
 
 def token_names(outputs: Sequence[ModelOutput]) -> frozenset[str]:

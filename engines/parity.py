@@ -43,8 +43,9 @@ _MANY = 30
 class Parity:
     """One output's. Of logits `decisions` is the share of texts whose highest one is the same, and `r2` the share of
     their variance over the texts that is the same (the coefficient of determination, over all labels together): a
-    decision says nothing of a score, or of a regression. They have no direction to speak of, so no cosine. Of an output
-    of tokens each of them counts as a text here; `of` says which they are."""
+    decision says nothing of a score, or of a regression, and a head that decides nothing has none. They have no
+    direction to speak of, so no cosine. Of an output of tokens each of them counts as a text here; `of` says which they
+    are."""
 
     texts: int
     cosine_min: float | None
@@ -71,14 +72,13 @@ def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArr
     error = float(np.abs(reference - computed).max())
     of: Literal["texts", "tokens"] = "tokens" if isinstance(output, TokenOutput) else "texts"
     if output.are_logits:
-        # A head of one number is read by its sign.
-        decided = [(rows > 0) if rows.shape[1] == 1 else rows.argmax(axis=1) for rows in (reference, computed)]
+        decides = output.head is None or output.head.decides
         return Parity(
             texts=len(reference),
             cosine_min=None,
             cosine_mean=None,
             max_error=error,
-            decisions=float(np.mean(decided[0] == decided[1])),
+            decisions=_equal_decisions(reference, computed) if decides else None,
             r2=_r2(reference.astype(np.float64), computed.astype(np.float64)) if len(reference) >= _MANY else None,
             of=of,
         )
@@ -94,6 +94,12 @@ def compare(output: ModelOutput, reference: NDArray[np.float32], computed: NDArr
         r2=None,
         of=of,
     )
+
+
+def _equal_decisions(reference: NDArray[np.float32], computed: NDArray[np.float32]) -> float:
+    # A head of one number is read by its sign.
+    decided = [(rows > 0) if rows.shape[1] == 1 else rows.argmax(axis=1) for rows in (reference, computed)]
+    return float(np.mean(decided[0] == decided[1]))
 
 
 def _r2(reference: NDArray[np.float64], computed: NDArray[np.float64]) -> float:

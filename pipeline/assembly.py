@@ -7,12 +7,14 @@ a masked language model, which is postprocess's.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 
 from engines.rows import Engine
 from pipeline.model_engines import open_model_engine
 from pipeline.model_files import blaming, found_folder, max_length, model_folder
+from pipeline.model_settings import Task
 from pipeline.model_tasks import (
     chosen_tokens,
     known_parameters,
@@ -25,9 +27,10 @@ from pipeline.model_tasks import (
 from pipeline.own_tokenizers import own_tokenizer
 from pipeline.plans.samples import sample_windows
 from pipeline.settings import EnsembleSettings
-from schemas.requests import OFFSET_TASKS
+from schemas.requests import OFFSET_TASKS, request_kind
 from stages.encode import EncodeStage
 from stages.postprocess import PostprocessStage
+from stages.question_tokenizer import QuestionTokenizer
 from stages.text_tokenizer import TextTokenizer
 from stages.token_words import no_method
 from stages.tokenize import TokenizeStage
@@ -51,18 +54,11 @@ def open_tokenizer(settings: EnsembleSettings) -> TextTokenizer:
         )
 
 
-def open_tokenize_stage(settings: EnsembleSettings, tokenizer: TextTokenizer | None = None) -> TokenizeStage:
-    """Requests to packs, by the ensemble's tokenizer, which may be open already. Raises UserError."""
-    tokenizer = tokenizer or open_tokenizer(settings)
+def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
+    """Requests to packs, by the ensemble's tokenizer. Raises UserError."""
     tasks = model_tasks(settings)
-    if tokenizer.slow:
-        log.warning("%s: %s is a slow tokenizer, in Python, a text at a time", settings.name, tokenizer.slow)
-    if "fill-mask" in tasks:
-        require_models_tokenizer(settings)
-    if not tokenizer.has_offsets and not OFFSET_TASKS.isdisjoint(tasks):
-        own = settings.tokenizer.class_
-        with blaming(settings, *settings.tokenizer_place):
-            raise no_offsets(tokenizer.slow) if own is None else no_method(own, "offsets")
+    questions = request_kind(tasks) == "question"
+    tokenizer = _question_tokenizer(settings) if questions else _text_tokenizer(settings, tasks)
     bounds = {"most_tokens": most_tokens(settings, tasks), "most_masks": most_masks(settings, tasks)}
     with blaming(settings, *settings.tokenizer_place):
         return TokenizeStage(
@@ -78,6 +74,34 @@ def open_tokenize_stage(settings: EnsembleSettings, tokenizer: TextTokenizer | N
                 each.topic_names.requests: lane
                 for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
             },
+        )
+
+
+def _text_tokenizer(settings: EnsembleSettings, tasks: Sequence[Task]) -> TextTokenizer:
+    tokenizer = open_tokenizer(settings)
+    if tokenizer.slow:
+        log.warning("%s: %s is a slow tokenizer, in Python, a text at a time", settings.name, tokenizer.slow)
+    if "fill-mask" in tasks:
+        require_models_tokenizer(settings)
+    if not tokenizer.has_offsets and not OFFSET_TASKS.isdisjoint(tasks):
+        own = settings.tokenizer.class_
+        with blaming(settings, *settings.tokenizer_place):
+            raise no_offsets(tokenizer.slow) if own is None else no_method(own, "offsets")
+    return tokenizer
+
+
+def _question_tokenizer(settings: EnsembleSettings) -> QuestionTokenizer:
+    wishes = settings.tokenizer
+    if wishes.class_ is not None:
+        message = "question-answering reads with the model's own tokenizer alone; allowed: leave class out"
+        raise settings.mistake("tokenizer", "class", message=message)
+    with blaming(settings, *settings.tokenizer_place):
+        return QuestionTokenizer(
+            found_folder(settings.tokenizer_source),
+            max_length=max_length(settings),
+            long_texts=wishes.long_texts,
+            max_seq_len=wishes.max_length,
+            doc_stride=wishes.stride,
         )
 
 

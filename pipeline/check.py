@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.assembly import max_length, open_encode_stage, open_postprocess_stage, open_tokenize_stage, open_tokenizer
+from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
 from pipeline.class_paths import ClassPath
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
@@ -18,7 +18,7 @@ from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import broker_metadata, require_topics, wanted_topics
 from schemas.requests import RequestKind
-from schemas.results import Entity, EntityGroup, Filled, Label, Output, Ranked, ZeroShot
+from schemas.results import Answer, Entity, EntityGroup, Filled, Label, Output, Ranked, ZeroShot
 
 # Of an output whose shape nobody knows.
 _MOST_CHARACTERS = 80
@@ -28,6 +28,7 @@ _SAMPLES: dict[RequestKind, str | dict[str, str | list[str]]] = {
     "text": _SAMPLE,
     "ranking": {"query": "Who jumps?", "passages": [_SAMPLE]},
     "zero-shot": {"sequence": _SAMPLE, "candidate_labels": ["animals", "money"]},
+    "question": {"question": "Who jumps?", "context": _SAMPLE},
 }
 
 
@@ -112,9 +113,8 @@ def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:
-    tokenizer = open_tokenizer(settings)
-    open_tokenize_stage(settings, tokenizer)
-    said = f"windows of {max_length(settings)} tokens, long texts: {settings.tokenizer.long_texts}"
+    tokenizer = open_tokenize_stage(settings).tokenizer
+    said = f"windows of {tokenizer.window_tokens} tokens, long texts: {settings.tokenizer.long_texts}"
     return f"{said}; {tokenizer.slow} is slow: in Python, a text at a time" if tokenizer.slow else said
 
 
@@ -149,6 +149,8 @@ def _shape(output: Output) -> str:
     match output:
         case ZeroShot(_, [label, *_], [score, *_]):
             return f"{label} {score:.3f}"
+        case Answer(score, _, _, answer) | [Answer(score, _, _, answer), *_]:
+            return f"{answer!r} {score:.3f}"
         case [Label(label, score), *_]:
             return f"{label} {score:.3f}"
         case [Entity() | EntityGroup(), *_]:

@@ -31,6 +31,7 @@ class TaskName(StrEnum):
     FEATURE_EXTRACTION = "feature-extraction"
     TOKEN_CLASSIFICATION = "token-classification"
     FILL_MASK = "fill-mask"
+    QUESTION_ANSWERING = "question-answering"
 
 
 # Of several commands.
@@ -144,7 +145,8 @@ Task = Annotated[
     typer.Option(
         metavar="TASK",
         help="With --model: sentence-embedding, text-classification, text-ranking, zero-shot-classification, "
-        "feature-extraction, token-classification or fill-mask. Default: what the model is made for.",
+        "feature-extraction, token-classification, fill-mask or question-answering. Default: what the model is made "
+        "for.",
         show_default=False,
     ),
 ]

@@ -14,6 +14,7 @@ from engines.heads import (
     TokenOutput,
     check_outputs,
     classification_head,
+    question_answering_head,
     token_classification_head,
 )
 from engines.rows import Engine
@@ -99,6 +100,11 @@ def user_output(settings: EnsembleSettings, index: int, config: CheckpointConfig
     head = model_head(settings, index) if model.head is not None else None
     task = task_of(settings, index, config)
     with blaming(settings, *place):
+        if task == "question-answering":
+            raise CheckpointError(
+                "question-answering is computed of a checkpoint's own weights; allowed: no onnx, no plan, and an "
+                "engine that Penstock has"
+            )
         if task == "token-classification":
             return user_models.token_logits_output(model, config, found)
         if task in ("feature-extraction", "sentence-embedding") and (model.plan is not None or of_class):
@@ -124,6 +130,9 @@ def _output(settings: EnsembleSettings, index: int, checkpoint: Checkpoint) -> M
     if task == "token-classification":
         with blaming(settings, "models", index, "source"):
             return TokenOutput(name=model.name, head=token_classification_head(checkpoint))
+    if task == "question-answering":
+        with blaming(settings, "models", index, "source"):
+            return TokenOutput(name=model.name, head=question_answering_head(checkpoint))
     if task != "sentence-embedding" and model.head is None:
         # The classifier that was trained with the encoder has its own pooling.
         with blaming(settings, "models", index, "source"):

@@ -86,6 +86,8 @@ def task_of(settings: EnsembleSettings, index: int, config: CheckpointConfig) ->
         return model.task
     if model.head is not None or config.classifies:
         return "text-classification"
+    if config.answers_questions:
+        return "question-answering"
     if config.classifies_tokens:
         return "token-classification"
     of_checkpoint = model.is_checkpoint and not isinstance(settings.engine.kind, ClassPath)

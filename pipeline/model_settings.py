@@ -12,7 +12,7 @@ from pipeline.class_paths import ClassPath, OptionalClass, names_or_class
 from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
 from pipeline.names import Name
-from schemas.parameters import AggregationStrategy, EmbeddingPrecision, ScoreFunction
+from schemas.parameters import MAX_ANSWER_LEN, AggregationStrategy, EmbeddingPrecision, ScoreFunction
 from schemas.requests import TOKEN_TASKS
 
 Task = Literal[
@@ -23,12 +23,13 @@ Task = Literal[
     "feature-extraction",
     "token-classification",
     "fill-mask",
+    "question-answering",
 ]
 
 # Which tasks an option is for.
 _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "head": ("text-classification",),
-    "top_k": ("text-classification", "text-ranking", "fill-mask"),
+    "top_k": ("text-classification", "text-ranking", "fill-mask", "question-answering"),
     "function_to_apply": ("text-classification", "text-ranking"),
     "threshold": ("text-classification",),
     "truncate_dim": ("sentence-embedding",),
@@ -36,6 +37,9 @@ _OF_TASKS: dict[str, tuple[Task, ...]] = {
     "aggregation_strategy": ("token-classification",),
     "ranges": ("sentence-embedding",),
     "ignore_labels": ("token-classification",),
+    "max_answer_len": ("question-answering",),
+    "handle_impossible_answer": ("question-answering",),
+    "align_to_words": ("question-answering",),
 }
 # And a class of the user's own, whatever it reads.
 _OF_CLASSES = ("head", "pooling", "normalize")
@@ -77,7 +81,8 @@ class TokenizerSettings(Section):
 
     max_length: int | None = Field(default=None, ge=_SPECIAL_TOKENS + 1, le=32_768)
     """Tokens of one window, special ones included. Default: what the model's files say. Attention costs its square,
-    so a smaller one makes long texts cheaper, in more windows."""
+    so a smaller one makes long texts cheaper, in more windows. Of question answering it is max_seq_len (transformers'
+    name), by default at most 384."""
 
     long_texts: Literal["stride", "truncate", "reject"] = "stride"
     """A text of more than `max_length` tokens: `stride` reads it in overlapping windows and joins their outputs,
@@ -86,7 +91,8 @@ class TokenizerSettings(Section):
     stride: int | None = Field(default=None, ge=0, le=32_768)
     """Tokens that neighbouring windows share (transformers' meaning of stride): context for what would otherwise
     be cut in two, computed twice. Default: 32, and a quarter of windows that are under 128. Without effect unless
-    `long_texts` is `stride`."""
+    `long_texts` is `stride`. Of question answering it is doc_stride, by default 128, and half of windows that are under
+    256."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -133,10 +139,10 @@ class ModelSettings(Section):
 
     task: Annotated[Task | ClassPath | None, names_or_class(get_args(Task), optional=True)] = None
     """Default: what the checkpoint is made for: text-classification with a head, token-classification with one of
-    tokens, fill-mask with a masked language model's (unless another option is an embedding's), else sentence-embedding.
-    text-ranking is a cross-encoder's (one logit), zero-shot-classification wants a model of natural language inference,
-    feature-extraction answers the vector of each token. A class of your own, as `module:Class`, makes the output of the
-    model's numbers: docs/own-classes.md."""
+    tokens, question-answering with one of answers, fill-mask with a masked language model's (unless another option is
+    an embedding's), else sentence-embedding. text-ranking is a cross-encoder's (one logit), zero-shot-classification
+    wants a model of natural language inference, feature-extraction answers the vector of each token. A class of your
+    own, as `module:Class`, makes the output of the model's numbers: docs/own-classes.md."""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """What a class that is `task` is called with, by keyword."""
@@ -155,7 +161,8 @@ class ModelSettings(Section):
 
     top_k: int | None = Field(default=1, ge=1, le=100_000)
     """How many labels a classification answers, passages a ranking and tokens a fill-mask for each mask, best first;
-    null: all of them, of a fill-mask not allowed. A ranking has no other default, a fill-mask 5."""
+    null: all of them, of a fill-mask not allowed. A ranking has no other default, a fill-mask 5. Of question
+    answering how many answers, at most 100."""
 
     function_to_apply: ScoreFunction | None = None
     """What makes scores of a classification's or a ranking's logits. Default: as transformers chooses it, by the
@@ -171,6 +178,16 @@ class ModelSettings(Section):
 
     ignore_labels: Annotated[tuple[str, ...], Field(strict=False)] = ("O",)
     """What a token-classification leaves out: labels, or with another strategy than `none` their entities."""
+
+    max_answer_len: int = Field(default=15, ge=1, le=MAX_ANSWER_LEN)
+    """Tokens of a question-answering's answer, at most."""
+
+    handle_impossible_answer: bool = False
+    """Whether a question-answering may answer that the context has no answer, with an empty one. For models that were
+    trained for it (SQuAD 2)."""
+
+    align_to_words: bool = True
+    """Whether a question-answering's answers are of whole words, as the tokenizer splits them."""
 
     truncate_dim: int | None = Field(default=None, ge=1)
     """How many of an embedding's first numbers are kept (Matryoshka). With `normalize: true` what is kept gets length

@@ -16,7 +16,7 @@ from pipeline.model_settings import Task
 from pipeline.own_tasks import open_own_task, own_parameters
 from pipeline.own_tokenizers import own_tokenizer
 from pipeline.settings import EnsembleSettings
-from schemas.parameters import KNOWN_PARAMETERS, ScoreFunction
+from schemas.parameters import KNOWN_PARAMETERS, MAX_ANSWERS, ScoreFunction, may_be_answers
 from schemas.requests import request_kind
 from stages.classification import TextClassification
 from stages.embeddings import SentenceEmbedding
@@ -24,6 +24,7 @@ from stages.features import FeatureExtraction
 from stages.fill_mask import FillMask
 from stages.mask_tokens import MaskVocabulary, mask_of_folder
 from stages.pair_tasks import TextRanking, ZeroShotClassification
+from stages.question_answering import QuestionAnswering
 from stages.tasks import AnyTask
 from stages.token_classification import TokenClassification
 from stages.token_words import OwnTokenWords, TokenWords
@@ -135,6 +136,16 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
             except ValueError as err:
                 message = f"{config.folder}: {err}: choose a model of natural language inference"
                 raise settings.mistake("models", index, "source", message=message) from err
+        case "question-answering":
+            if not may_be_answers(model.top_k):
+                message = f"{model.top_k or 'null'}; question-answering gives 1 to {MAX_ANSWERS} answers"
+                raise settings.mistake("models", index, "top_k", message=message)
+            return QuestionAnswering(
+                top_k=model.top_k or 1,
+                max_answer_len=model.max_answer_len,
+                handle_impossible_answer=model.handle_impossible_answer,
+                align_to_words=model.align_to_words,
+            )
         case "text-classification":
             labels = config.labels
             if model.head is not None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from schemas.parameters import Parameters
+from schemas.parameters import MAX_ANSWERS, Parameters
 from schemas.requests import BODIES, ONE_TEXT_TASKS, request_kind
 from schemas.results import TASK_OUTPUTS, Result
 from schemas.urgency import Unanswered
@@ -31,6 +31,8 @@ def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collec
     }
     if "fill-mask" in tasks and "top_k" in parameters["properties"]:
         parameters["properties"]["top_k"] = _not_null(parameters["properties"]["top_k"])
+    if "question-answering" in tasks:
+        parameters["properties"]["top_k"] = {"type": "integer", "minimum": 1, "maximum": MAX_ANSWERS}
     properties = schema["properties"]
     if not ONE_TEXT_TASKS.isdisjoint(tasks):
         del properties["text_pair"]

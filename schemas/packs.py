@@ -54,7 +54,7 @@ class PackedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     truncated: bool
     parameters: Parameters | None = None
     # What the result repeats: of zero-shot classification the sequence and the candidate labels, of token
-    # classification the text.
+    # classification the text, of question answering the context.
     echo: list[str] | None = None
     urgency: Urgency | None = None
 
@@ -75,7 +75,9 @@ class TokenPack(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     `details` is int32 (sum of lengths, 4), flat, where a task asks for each token, and else empty: its number in the
     vocabulary, its place in the text (SPECIAL: in none, it was added), and the characters of the text where it starts
-    and ends. `closed` are in no chunk, and their place in the order is by their offset.
+    and ends. Question answering has others: the characters of the context where the token starts and ends, and where
+    its word does; SPECIAL in all four where it is not of the context, 0 in those of a window's first token where that
+    stands for no answer. `closed` are in no chunk, and their place in the order is by their offset.
     """
 
     topic: _Topic

@@ -18,6 +18,10 @@ Value = TypeVar("Value")
 # A pack takes no larger number than 64 bits hold; nobody has so many labels.
 _MOST = 2**31 - 1
 
+# Of question answering: of these depends how many spans of a window are looked at, and kept.
+MAX_ANSWER_LEN = 512
+MAX_ANSWERS = 100
+
 # `transformers`' names for its `function_to_apply`.
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 # sentence-transformers' names for its `precision`, and float16.
@@ -46,6 +50,13 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     ignore_labels: list[str] | UnsetType = UNSET
     # fill-mask
     targets: Annotated[list[str], Meta(min_length=1)] | str | UnsetType = UNSET
+    # question-answering
+    max_answer_len: Annotated[int, Meta(ge=1, le=MAX_ANSWER_LEN)] | UnsetType = UNSET
+    max_question_len: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType = UNSET
+    max_seq_len: Annotated[int, Meta(ge=1, le=_MOST)] | UnsetType = UNSET
+    doc_stride: Annotated[int, Meta(ge=0, le=_MOST)] | UnsetType = UNSET
+    handle_impossible_answer: bool | UnsetType = UNSET
+    align_to_words: bool | UnsetType = UNSET
 
     def names(self) -> list[str]:
         """Of those that are set."""
@@ -69,6 +80,15 @@ KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
     "fill-mask": ("top_k", "targets"),
     "text-ranking": ("top_k", "function_to_apply"),
     "zero-shot-classification": ("multi_label", "hypothesis_template"),
+    "question-answering": (
+        "top_k",
+        "max_answer_len",
+        "max_question_len",
+        "max_seq_len",
+        "doc_stride",
+        "handle_impossible_answer",
+        "align_to_words",
+    ),
 }
 
 
@@ -85,3 +105,11 @@ def check_parameters(parameters: Parameters, tasks: Mapping[str, Collection[str]
             )
     if parameters.top_k is None and "fill-mask" in tasks:
         raise BadRecord(Reason.BAD_REQUEST, "parameters.top_k: null, which fill-mask does not take: give a number")
+    if "question-answering" in tasks and not may_be_answers(asked_or(parameters.top_k, 1)):
+        message = f"parameters.top_k: {parameters.top_k or 'null'}; question-answering gives 1 to {MAX_ANSWERS} answers"
+        raise BadRecord(Reason.BAD_REQUEST, message)
+
+
+def may_be_answers(top_k: int | None) -> bool:
+    """Whether so many answers may be asked of question answering, which has no "all"."""
+    return top_k is not None and 1 <= top_k <= MAX_ANSWERS

@@ -1,7 +1,8 @@
 """Requests: what a producer writes to `<ensemble>.requests`.
 
 JSON `{"text": "...", "text_pair": "...", "parameters": {...}, "id": "..."}`, all but the text optional, or, where the
-ensemble says `format: text`, the text itself in UTF-8; of other tasks what they read (RankingRequest, ZeroShotRequest).
+ensemble says `format: text`, the text itself in UTF-8; of other tasks what they read (RankingRequest,
+ZeroShotRequest, QuestionRequest).
 A request without an id takes it from the CloudEvents header `ce_id`, and where there is none from its place:
 `topic/partition/offset`, so that a repeat of the same record carries the same id.
 """
@@ -25,7 +26,7 @@ RequestFormat = Literal["json", "text"]
 
 
 # What an ensemble's requests look like: by what its models' tasks read.
-RequestKind = Literal["text", "ranking", "zero-shot"]
+RequestKind = Literal["text", "ranking", "zero-shot", "question"]
 # What a tokenizer reads: a text, or a pair of them.
 TextInput = str | tuple[str, str]
 
@@ -64,12 +65,23 @@ class ZeroShotRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, 
     candidate_labels: Annotated[list[str], Meta(min_length=1, max_length=MAX_PAIRS)]
 
 
+class QuestionRequest(_Body, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """A question, and the text that its answer is a part of."""
+
+    question: Annotated[str, Meta(min_length=1)]
+    context: Annotated[str, Meta(min_length=1)]
+
+
 # Of tasks that read something else than texts.
-_KINDS: dict[str, RequestKind] = {"text-ranking": "ranking", "zero-shot-classification": "zero-shot"}
+_KINDS: dict[str, RequestKind] = {
+    "text-ranking": "ranking",
+    "zero-shot-classification": "zero-shot",
+    "question-answering": "question",
+}
 
 
 # They ask for numbers of each token, and for what is known of it.
-TOKEN_TASKS = frozenset({"feature-extraction", "token-classification", "fill-mask"})
+TOKEN_TASKS = frozenset({"feature-extraction", "token-classification", "fill-mask", "question-answering"})
 # And of those, which ask what characters a token is of.
 OFFSET_TASKS = frozenset({"token-classification", "fill-mask"})
 # They read no pairs.
@@ -84,7 +96,7 @@ def request_kind(tasks: Collection[str]) -> RequestKind:
     return kinds.pop()
 
 
-Body = TextRequest | RankingRequest | ZeroShotRequest
+Body = TextRequest | RankingRequest | ZeroShotRequest | QuestionRequest
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -107,10 +119,11 @@ _HALF_PAIR = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 
-BODIES: dict[RequestKind, type[TextRequest] | type[RankingRequest] | type[ZeroShotRequest]] = {
+BODIES: dict[RequestKind, type[Body]] = {
     "text": TextRequest,
     "ranking": RankingRequest,
     "zero-shot": ZeroShotRequest,
+    "question": QuestionRequest,
 }
 _decoders: dict[RequestKind, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()
@@ -119,6 +132,7 @@ _SHAPES: dict[RequestKind, str] = {
     "text": '{"text": "..."}',
     "ranking": '{"query": "...", "passages": ["..."]}',
     "zero-shot": '{"sequence": "...", "candidate_labels": ["..."]}',
+    "question": '{"question": "...", "context": "..."}',
 }
 
 
@@ -162,6 +176,8 @@ def _texts(body: Body) -> list[str]:
             return [body.query, *body.passages]
         case ZeroShotRequest():
             return [body.sequence, *body.candidate_labels]
+        case QuestionRequest():
+            return [body.question, body.context]
 
 
 def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
@@ -178,6 +194,8 @@ def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
                 raise BadRecord(Reason.BAD_REQUEST, message)
             pairs: list[TextInput] = [(body.sequence, template.replace("{}", label)) for label in body.candidate_labels]
             return pairs, [body.sequence, *body.candidate_labels]
+        case QuestionRequest():
+            return [(body.question, body.context)], [body.context]
 
 
 def _decode_json(value: bytes, kind: RequestKind) -> Body:

@@ -2,8 +2,8 @@
 
 An output has the shape that `transformers.pipeline` gives for one text: text classification a list of
 `{"label", "score"}`, a sentence embedding a list of numbers, feature extraction such a list for each token, token
-classification its entities, fill-mask what may stand in a mask's place, zero-shot classification its labels and scores.
-Text ranking answers as text-embeddings-inference does.
+classification its entities, fill-mask what may stand in a mask's place, zero-shot classification its labels and scores,
+question answering its answer, or a list of them. Text ranking answers as text-embeddings-inference does.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ class ZeroShot(msgspec.Struct, frozen=True, gc=False):
     scores: list[float]
 
 
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A part of the context that answers the question, and its characters there; nothing where it has no answer."""
+
+    score: float
+    start: int
+    end: int
+    answer: str
+
+
 # By task, in one of several shapes where its parameters choose.
 TASK_OUTPUTS: dict[str, tuple[Any, ...]] = {
     "text-classification": (list[Label],),
@@ -77,6 +86,7 @@ TASK_OUTPUTS: dict[str, tuple[Any, ...]] = {
     "fill-mask": (list[Filled], list[list[Filled]]),
     "text-ranking": (list[Ranked],),
     "zero-shot-classification": (ZeroShot,),
+    "question-answering": (Answer, list[Answer]),
 }
 Output = (
     list[Label]
@@ -88,6 +98,8 @@ Output = (
     | list[Filled]
     | list[list[Filled]]
     | ZeroShot
+    | Answer
+    | list[Answer]
 )
 
 

@@ -53,6 +53,10 @@ class PairTemplate:
         self._types = types[first[0]], types[second[0]]
         self.special = len(ids) - len(first) - len(second)
 
+    def second_at(self, first: int) -> int:
+        """Where in a window the second text begins, the first one having so many tokens."""
+        return len(self._before) + first + len(self._between)
+
     def window(
         self, first: NDArray[np.int32], second: NDArray[np.int32], *, max_length: int, truncation: Truncation
     ) -> tuple[NDArray[np.int32], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -10,15 +11,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
-from schemas.packs import ClosedText, EncodedOutput, EncodingPack, PackedText, closed_text, source_of, split_rows
+from schemas.packs import (
+    ClosedText,
+    EncodedOutput,
+    EncodingPack,
+    Number,
+    PackedText,
+    closed_text,
+    source_of,
+    split_rows,
+)
 from schemas.regrouping import of_texts
 from schemas.results import Output, Result
 from stages.blame import answer_apart
-from stages.tasks import AnyTask, ChosenTokensTask, PairsTask, TokensTask, join_windows, of_each_text
+from stages.tasks import (
+    AnyTask,
+    ChosenTokensTask,
+    PairsTask,
+    TokensTask,
+    WindowsTask,
+    join_windows,
+    of_each_text,
+)
 from stages.token_details import rows_once
 
-# Output name -> by text.
-_Rows = Mapping[str, Sequence[NDArray[Any]]]
+
+@dataclass(slots=True)
+class _Numbers:
+    """Of several texts, by output and text: `rows` are its windows joined (W,), the rows of its pairs (pairs, W), or
+    those of its tokens once each (tokens, W), or of some of them, with the `details` of all; `windows` those of the
+    tokens of each window, with `window_details`."""
+
+    rows: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+    details: list[NDArray[np.int32]] = field(default_factory=list)
+    windows: dict[str, list[list[NDArray[np.float64]]]] = field(default_factory=dict)
+    window_details: list[list[NDArray[np.int32]]] = field(default_factory=list)
+
+    def of(self, places: Sequence[int]) -> _Numbers:
+        """Those of some of the texts."""
+        return _Numbers(
+            {name: [each[place] for place in places] for name, each in self.rows.items()},
+            [self.details[place] for place in places] if self.details else [],
+            {name: [each[place] for place in places] for name, each in self.windows.items()},
+            [self.window_details[place] for place in places] if self.window_details else [],
+        )
 
 
 class PostprocessStage:
@@ -34,10 +70,11 @@ class PostprocessStage:
         self._of_tokens = {name: task for name, task in tasks.items() if isinstance(task, TokensTask)}
         self._of_chosen = {name: task for name, task in tasks.items() if isinstance(task, ChosenTokensTask)}
         self._of_pairs = {name: task for name, task in tasks.items() if isinstance(task, PairsTask)}
+        self._of_windows = {name: task for name, task in tasks.items() if isinstance(task, WindowsTask)}
         self._of_texts = {
             name: task
             for name, task in tasks.items()
-            if not isinstance(task, (TokensTask, ChosenTokensTask, PairsTask))
+            if not isinstance(task, (TokensTask, ChosenTokensTask, PairsTask, WindowsTask))
         }
 
     def __call__(self, pack: EncodingPack) -> list[Result | BadRecord]:
@@ -53,14 +90,11 @@ class PostprocessStage:
             names = ", ".join(sorted(missing))
             error = BadRecord(Reason.BAD_PACK, f"no output of {names}: do all stages run the same ensemble file?")
             return [error] * len(pack.texts)
-        once = _tokens_once(pack)
-        rows_of = self._rows(pack, rows, once)
-        details = [pack.token_details()[each] for each in once]
+        numbers = self._numbers(pack, rows)
 
         def answer(places: Sequence[int]) -> list[Result]:
             texts = [pack.texts[place] for place in places]
-            chosen = {name: [each[place] for place in places] for name, each in rows_of.items()}
-            outputs = self._outputs(chosen, texts, [details[place] for place in places] if details else ())
+            outputs = self._outputs(numbers.of(places), texts)
             return [_result(pack, text, each) for text, each in zip(texts, outputs, strict=True)]
 
         return answer_apart(range(len(pack.texts)), answer, harmless=lambda: self.harmless(pack))
@@ -68,55 +102,56 @@ class PostprocessStage:
     def harmless(self, pack: EncodingPack) -> Result:
         """What the pack's first text would be answered if its numbers were zeros."""
         zeros = {output.name: np.zeros_like(output.rows()) for output in pack.outputs}
-        once = _tokens_once(pack)
-        rows = {name: each[:1] for name, each in self._rows(pack, zeros, once).items()}
-        [outputs] = self._outputs(rows, pack.texts[:1], [pack.token_details()[each] for each in once[:1]])
+        [outputs] = self._outputs(self._numbers(pack, zeros).of([0]), pack.texts[:1])
         return _result(pack, pack.texts[0], outputs)
 
     def _reads(self, output: EncodedOutput, pack: EncodingPack) -> bool:
         """Whether it is what its task reads: of tokens, all or some, with their details, or not."""
         chosen = output.name in self._of_chosen
-        of_tokens = chosen or output.name in self._of_tokens
+        of_tokens = chosen or output.name in self._of_tokens or output.name in self._of_windows
         fits = output.of_tokens == of_tokens and (output.chosen is not None) == chosen
         return fits and (bool(pack.details) or not of_tokens)
 
-    def _rows(
-        self, pack: EncodingPack, rows: Mapping[str, NDArray[np.float32]], once: Sequence[NDArray[np.intp]]
-    ) -> _Rows:
-        """By text: its windows joined (W,), the rows of its pairs (pairs, W), or those of its tokens (tokens, W), or of
-        some of them."""
+    def _numbers(self, pack: EncodingPack, rows: Mapping[str, NDArray[np.float32]]) -> _Numbers:
         chunks = [text.chunks for text in pack.texts]
-        found: dict[str, Sequence[NDArray[Any]]] = {}
+        numbers = _Numbers()
         for name in self._of_texts:
-            found[name] = [*join_windows(rows[name], pack.chunk_lengths(), chunks)]
+            numbers.rows[name] = [*join_windows(rows[name], pack.chunk_lengths(), chunks)]
         for name in self._of_pairs:
-            found[name] = of_each_text(rows[name], chunks)
-        for name in self._of_tokens:
-            found[name] = [rows[name][each].astype(np.float64) for each in once]
-        for output in pack.outputs:
-            if output.name in self._of_chosen:
-                places = output.places()
-                found[output.name] = [
-                    rows[output.name][np.searchsorted(places, each[np.isin(each, places)])] for each in once
-                ]
-        return found
+            numbers.rows[name] = of_each_text(rows[name], chunks)
+        if self._of_tokens or self._of_chosen:
+            once = _tokens_once(pack)
+            numbers.details = [pack.token_details()[each] for each in once]
+            for name in self._of_tokens:
+                numbers.rows[name] = [rows[name][each].astype(np.float64) for each in once]
+            for output in pack.outputs:
+                if output.name in self._of_chosen:
+                    places = output.places()
+                    numbers.rows[output.name] = [
+                        rows[output.name][np.searchsorted(places, each[np.isin(each, places)])] for each in once
+                    ]
+        if self._of_windows:
+            numbers.window_details = _of_windows(pack.token_details(), pack)
+            for name in self._of_windows:
+                numbers.windows[name] = _of_windows(rows[name].astype(np.float64), pack)
+        return numbers
 
-    def _outputs(
-        self,
-        rows: _Rows,
-        texts: Sequence[PackedText],
-        details: Sequence[NDArray[np.int32]],
-    ) -> list[dict[str, Output]]:
-        asked = [text.parameters for text in texts]
+    def _outputs(self, numbers: _Numbers, texts: Sequence[PackedText]) -> list[dict[str, Output]]:
+        rows, asked = numbers.rows, [text.parameters for text in texts]
         answers: dict[str, list[Output]] = {}
         for name, task in self._of_texts.items():
             answers[name] = task(np.stack(rows[name]), asked) if any(asked) else task(np.stack(rows[name]))
         for name, of_pairs in self._of_pairs.items():
             answers[name] = [of_pairs.of_pairs(each, text) for each, text in zip(rows[name], texts, strict=True)]
         for name, of_tokens in self._of_tokens.items():
-            answers[name] = [of_tokens.of_tokens(*each) for each in zip(rows[name], details, texts, strict=True)]
+            answers[name] = [
+                of_tokens.of_tokens(*each) for each in zip(rows[name], numbers.details, texts, strict=True)
+            ]
         for name, of_chosen in self._of_chosen.items():
-            answers[name] = of_chosen.of_chosen(rows[name], details, texts)
+            answers[name] = of_chosen.of_chosen(rows[name], numbers.details, texts)
+        for name, of_windows in self._of_windows.items():
+            windows = zip(numbers.windows[name], numbers.window_details, texts, strict=True)
+            answers[name] = [of_windows.of_windows(*each) for each in windows]
         for name, outputs in answers.items():
             assert len(outputs) == len(texts), f"the task of {name} made {len(outputs)} outputs of {len(texts)} texts"
         return [{name: answers[name][place] for name in self._tasks} for place in range(len(texts))]
@@ -146,9 +181,7 @@ def unanswered(pack: EncodingPack, text: ClosedText) -> Result:
 
 
 def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
-    """Which of the pack's tokens are each text's, once each; empty where nothing is known of them."""
-    if not pack.details:
-        return []
+    """Which of the pack's tokens are each text's, once each."""
     windows = split_rows(pack.token_details(), pack.chunk_lengths())
     once: list[NDArray[np.intp]] = []
     first_window = first_token = 0
@@ -157,6 +190,12 @@ def _tokens_once(pack: EncodingPack) -> list[NDArray[np.intp]]:
         first_window += text.chunks
         first_token += text.tokens
     return once
+
+
+def _of_windows(rows: NDArray[Number], pack: EncodingPack) -> list[list[NDArray[Number]]]:
+    """Of the pack's tokens -> by text and window."""
+    windows = iter(split_rows(rows, pack.chunk_lengths()))
+    return [[next(windows) for _ in range(text.chunks)] for text in pack.texts]
 
 
 def _result(pack: EncodingPack, text: PackedText, outputs: dict[str, Output]) -> Result:

@@ -3,7 +3,7 @@
 A text that was cut into windows has one row of numbers a window. They are joined by the mean, weighted by tokens (of
 vectors, or of logits before the softmax), and a normalised vector is brought back to length 1. A request of several
 pairs has a row for each of them, and its task answers them together. Numbers of tokens are not joined, but each token
-is taken from one window.
+is taken from one window; or a task reads all windows, each for itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,17 @@ class ChosenTokensTask(Protocol):
     ) -> list[Output]: ...
 
 
-AnyTask = Task | PairsTask | TokensTask | ChosenTokensTask
+@runtime_checkable
+class WindowsTask(Protocol):
+    """Turns the rows (tokens, W) of each window of one request into its output; `details`, likewise of each window
+    (tokens, 4), as `schemas.packs` has them. Raises BadRecord likewise."""
+
+    def of_windows(
+        self, rows: Sequence[NDArray[np.float64]], details: Sequence[NDArray[np.int32]], text: PackedText, /
+    ) -> Output: ...
+
+
+AnyTask = Task | PairsTask | TokensTask | ChosenTokensTask | WindowsTask
 
 
 def answers_as_asked(

@@ -109,17 +109,22 @@ class TextTokenizer:
         assert self._loaded is not None, "only a model's own fast tokenizer is asked"
         return mask_of(self._loaded)
 
+    @property
+    def window_tokens(self) -> int:
+        """Of the longest window."""
+        return self.max_length
+
     def __call__(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """One entry a text, in order."""
         outcomes: list[TokenizedText | BadRecord] = []
-        for call in _calls(texts):
+        for call in in_calls(texts):
             outcomes.extend(map(self._outcome, self._backend.windows(call)))
         return outcomes
 
     def with_details(self, texts: Sequence[str]) -> list[TokenizedText | BadRecord]:
         """The same with each token's details."""
         outcomes: list[TokenizedText | BadRecord] = []
-        for call in _calls(texts):
+        for call in in_calls(texts):
             for details in self._details.of_windows(call):
                 outcome = self._outcome([each[:, 0] for each in details])
                 if isinstance(outcome, TokenizedText):
@@ -136,7 +141,7 @@ class TextTokenizer:
             return [BadRecord(Reason.BAD_REQUEST, "text_pair: this ensemble's tokenizer reads no pairs")] * len(pairs)
         # A query stands in many pairs.
         texts = [*dict.fromkeys(text for pair in pairs for text in pair)]
-        ids = dict(zip(texts, (each for call in _calls(texts) for each in self._backend.ids(call)), strict=True))
+        ids = dict(zip(texts, (each for call in in_calls(texts) for each in self._backend.ids(call)), strict=True))
         outcomes: list[TokenizedText | BadRecord] = []
         for first, second in pairs:
             window, truncated = self._pairs.window(
@@ -167,7 +172,7 @@ class TextTokenizer:
         )
 
 
-def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
+def in_calls(texts: Sequence[str]) -> Iterator[list[str]]:
     """The texts in order, in lists of at most _MAX_CALL_CHARACTERS; a longer text is alone."""
     call: list[str] = []
     characters = 0

@@ -21,7 +21,6 @@ from schemas.requests import (
     Request,
     RequestFormat,
     RequestKind,
-    TextInput,
     decode_request,
     request_kind,
 )
@@ -29,6 +28,7 @@ from schemas.urgency import LANE, Urgency, urgency_of
 from stages.blame import answer_apart
 from stages.mask_tokens import MaskToken
 from stages.pairs import Truncation
+from stages.question_tokenizer import QuestionTokenizer
 from stages.text_tokenizer import TextTokenizer, TokenizedText
 from stages.token_details import bare_details
 
@@ -57,7 +57,7 @@ class TokenizeStage:
 
     def __init__(
         self,
-        tokenizer: TextTokenizer,
+        tokenizer: TextTokenizer | QuestionTokenizer,
         *,
         request_format: RequestFormat,
         max_text_bytes: int,
@@ -73,8 +73,9 @@ class TokenizeStage:
         may have, by task; by default those of `tasks`. A text of more than `most_tokens` would have a result that is
         too large for Kafka, one of more than `most_masks` encodings that are. A request has expired `deadline_ms` after
         it was written. `lanes` are those that its headers may name, `lane_topics` the lanes of topics whose requests
-        name none. Raises TokenizerError where a task wants masks, and the tokenizer has none."""
-        self._tokenizer = tokenizer
+        name none. Raises TokenizerError where a task wants masks, and the tokenizer has none. Questions have
+        a tokenizer of their own."""
+        self.tokenizer = tokenizer
         self._format: RequestFormat = request_format
         self._max_text_bytes = max_text_bytes
         if known_parameters is None:
@@ -85,7 +86,7 @@ class TokenizeStage:
         self._lanes = lanes
         self._lane_topics = lane_topics or {}
         self._most_masks = most_masks
-        self._mask = tokenizer.mask() if "fill-mask" in tasks else None
+        self._mask = tokenizer.mask() if "fill-mask" in tasks and isinstance(tokenizer, TextTokenizer) else None
         self._of_one_text = sorted(ONE_TEXT_TASKS.intersection(tasks))
         self.kind: RequestKind = request_kind(tasks)
         self._details = not TOKEN_TASKS.isdisjoint(tasks)
@@ -116,9 +117,14 @@ class TokenizeStage:
             requests.append(in_time)
             closed.append(late)
             rejected.append(bad)
-        inputs = [each.request.inputs for good in requests for each in good]
+        flat = [each.request for good in requests for each in good]
         tokenized = iter(
-            answer_apart(inputs, self._tokenized, harmless=lambda: self._tokenizer([_HARMLESS]), text_of=str)
+            answer_apart(
+                flat,
+                self._tokenized,
+                harmless=self._try_harmless,
+                text_of=lambda request: str(request.inputs),
+            )
         )
         packs: list[tuple[TokenPack | None, list[Rejected]]] = []
         for group, good, bad, late in zip(groups, requests, rejected, closed, strict=True):
@@ -161,17 +167,25 @@ class TokenizeStage:
             return msgspec.structs.replace(urgency or Urgency(), lane=of_topic)
         return urgency
 
-    def _tokenized(self, requests: Sequence[list[TextInput]]) -> list[TokenizedText | BadRecord]:
-        """One entry a request: a text's windows, or the window of each of its pairs."""
-        texts = [text for inputs in requests for text in inputs if isinstance(text, str)]
-        pairs = [pair for inputs in requests for pair in inputs if isinstance(pair, tuple)]
-        tokenizer = self._tokenizer.with_details if self._details else self._tokenizer
+    def _tokenized(self, requests: Sequence[Request]) -> list[TokenizedText | BadRecord]:
+        """One entry a request: a text's windows, the window of each of its pairs, or those of a question."""
+        if isinstance(self.tokenizer, QuestionTokenizer):
+            return self.tokenizer(requests)
+        texts = [text for request in requests for text in request.inputs if isinstance(text, str)]
+        pairs = [pair for request in requests for pair in request.inputs if isinstance(pair, tuple)]
+        tokenizer = self.tokenizer.with_details if self._details else self.tokenizer
         found = iter(tokenizer(texts)) if texts else iter(())
-        of_pairs = iter(self._tokenizer.pairs(pairs, truncation=self._truncation)) if pairs else iter(())
+        of_pairs = iter(self.tokenizer.pairs(pairs, truncation=self._truncation)) if pairs else iter(())
         return [
-            self._bounded(_together([next(found if isinstance(each, str) else of_pairs) for each in inputs]))
-            for inputs in requests
+            self._bounded(_together([next(found if isinstance(each, str) else of_pairs) for each in request.inputs]))
+            for request in requests
         ]
+
+    def _try_harmless(self) -> None:
+        if isinstance(self.tokenizer, QuestionTokenizer):
+            self.tokenizer.try_text(_HARMLESS)
+        else:
+            self.tokenizer([_HARMLESS])
 
     def _bounded(self, outcome: TokenizedText | BadRecord) -> TokenizedText | BadRecord:
         if isinstance(outcome, BadRecord):

@@ -34,6 +34,7 @@ _KNOWN = _SAYS_NOTHING | {
         "items",
         "minItems",
         "maxItems",
+        "minLength",
         "maxLength",
         "uniqueItems",
         "required",
@@ -108,6 +109,8 @@ def _check_alone(value: Any, schema: Schema) -> Iterator[str]:
         yield f"{len(value)} items are fewer than {schema['minItems']}"
     if isinstance(value, list) and len(value) > schema.get("maxItems", len(value)):
         yield f"{len(value)} items are more than {schema['maxItems']}"
+    if isinstance(value, str) and len(value) < schema.get("minLength", 0):
+        yield f"{len(value)} characters are fewer than {schema['minLength']}"
     if isinstance(value, str) and len(value) > schema.get("maxLength", len(value)):
         yield f"{len(value)} characters are more than {schema['maxLength']}"
     if isinstance(value, list) and schema.get("uniqueItems") and any(item in value[:i] for i, item in enumerate(value)):

@@ -17,6 +17,7 @@ from tests.cli.conftest import Penstock, WriteEnsemble
 from tests.json_schema import check
 from tests.tasks.test_against_transformers import write_model
 from tests.tasks.test_fill_mask_against_transformers import write_masked_model
+from tests.tasks.test_questions_against_transformers import write_question_model
 from tests.tasks.test_tokens_against_transformers import write_model as write_token_model
 
 
@@ -104,6 +105,19 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
         [{"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": True}}],
         [{"sequence": "a"}, {"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": "yes"}}],
     ),
+    "question-answering": (
+        "questions",
+        [
+            {"question": "a", "context": "b c"},
+            {"question": "a", "context": "b c", "parameters": {"top_k": 2, "align_to_words": False, "doc_stride": 0}},
+        ],
+        [
+            {"question": "", "context": "b"},
+            {"question": "a"},
+            {"question": "a", "context": "b", "parameters": {"top_k": None}},
+            {"question": "a", "context": "b", "parameters": {"max_answer_len": 513}},
+        ],
+    ),
 }
 
 
@@ -111,7 +125,7 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
 def test_schemas_say_what_is_taken_and_what_is_answered(tmp_path: Path, task: str) -> None:
     head, good, bad = GOOD_AND_BAD[task]
     folder = tmp_path / "model"
-    writers = {"tokens": write_token_model, "masks": write_masked_model}
+    writers = {"tokens": write_token_model, "masks": write_masked_model, "questions": write_question_model}
     source = str(writers[head](folder, "bert") if head in writers else write_model(folder, "bert", head))
     settings = EnsembleSettings.model_validate(
         {"name": "t", "models": [{"name": "it", "source": source, "task": task}]}

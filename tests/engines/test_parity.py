@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.errors import ParityError
-from engines.heads import DenseLayer, Head, PooledOutput
+from engines.heads import DenseLayer, Head, PooledOutput, TokenOutput
 from engines.parity import Parity, compare, require
 
 EMBEDDING = PooledOutput(name="embedding", pooling="mean", normalize=True)
@@ -112,3 +112,14 @@ def test_logits_without_a_head_are_judged_as_logits() -> None:
     rows = some_rows(3)
     parity = compare(PooledOutput(name="x", pooling="mean", normalize=False, logits=True), rows, rows)
     assert (parity.cosine_min, parity.decisions, parity.r2) == (None, 1.0, 1.0)
+
+
+def test_a_head_that_decides_nothing_is_judged_by_its_numbers() -> None:
+    """Of question answering: a token that is no answer has two logits that are nearly one."""
+    layer = DenseLayer(weight=np.zeros((2, 4), np.float32), bias=np.zeros(2, np.float32))
+    output = TokenOutput(name="it", head=Head(labels=("start", "end"), layers=(layer,), decides=False))
+    reference = np.random.default_rng(0).normal(size=(100, 1)).astype(np.float32) + np.array([0, 1e-6], np.float32)
+    parity = compare(output, reference, reference[:, ::-1])
+    assert parity.decisions is None
+    assert parity.r2 == pytest.approx(1)
+    require({"it": parity}, "fp16")

@@ -16,6 +16,7 @@ from schemas.packs import EncodingPack
 from schemas.regrouping import parted
 from schemas.results import Result
 from tests.pipeline.conftest import Topics, running
+from tests.tasks.test_questions_against_transformers import unzipped, write_question_model
 from tests.tasks.test_tokens_against_transformers import stored, write_model
 
 pytestmark = pytest.mark.broker
@@ -59,3 +60,26 @@ def test_topics_and_predict_answer_the_same(
             assert ours == pytest.approx(theirs, abs=1e-5)
     if not fused:
         assert max(parts) > 1
+
+
+def test_questions_over_topics(settings: Callable[..., EnsembleSettings], tmp_path: Path) -> None:
+    """Windows of one context travel together, its parameters with them."""
+    source = str(write_question_model(tmp_path / "model", "distilbert"))
+    made = settings(partitions=1, models=[{"name": "it", "source": source, "top_k": 2}])
+    requests = unzipped("requests")["distilbert"][:12]
+    topics = Topics(made)
+    topics.send(*(json.dumps(each).encode() for each in requests), b'{"question": "", "context": "a"}')
+    with running(made):
+        over_topics = [json.loads(each.value() or b"") for each in topics.read(made.topic_names.results, len(requests))]
+        [refused] = topics.read(made.topic_names.dead_letters, 1)
+    with Ensemble(made) as ensemble:
+        alone = [*ensemble.predict(requests)]
+    for there, here in zip(over_topics, alone, strict=True):
+        assert isinstance(here, Result)
+        ours, theirs = (
+            each if isinstance(each, list) else [each] for each in (there["outputs"]["it"], here.outputs["it"])
+        )
+        wanted = [msgspec.to_builtins(each) for each in theirs]
+        assert [each | {"score": 0} for each in ours] == [each | {"score": 0} for each in wanted]
+    assert max(each["chunks"] for each in over_topics) > 1
+    assert json.loads(refused.value() or b"")["question"] == ""

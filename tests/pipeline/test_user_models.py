@@ -89,6 +89,12 @@ def test_an_output_of_texts_has_no_tokens(tmp_path: Path, task: str) -> None:
         Ensemble(settings_of(onnx=str(path), task=task))
 
 
+def test_question_answering_is_of_checkpoints(tmp_path: Path) -> None:
+    path = exported(tmp_path / "model.onnx", vocab=VOCAB)
+    with pytest.raises(UserError, match=r"models\[0\].onnx: question-answering is computed of a checkpoint's own"):
+        Ensemble(settings_of(onnx=str(path), task="question-answering"))
+
+
 def test_logits_get_the_labels_of_the_config(tmp_path: Path, configured: Configured) -> None:
     path = exported(tmp_path / "model.onnx", vocab=VOCAB, outputs=("logits",))
     labels = {str(number): f"L{number}" for number in range(WIDTH)}

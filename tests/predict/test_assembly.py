@@ -66,6 +66,7 @@ def test_weights_are_read_once_for_all_models_of_a_source(small_model: Path, mon
     [
         (["BertForSequenceClassification"], "text-classification"),
         (["BertForTokenClassification"], "token-classification"),
+        (["BertForQuestionAnswering"], "question-answering"),
         (["BertModel"], "sentence-embedding"),
         (None, "sentence-embedding"),
     ],
@@ -77,6 +78,7 @@ def test_the_task_is_what_the_checkpoint_is_made_for(folder: Path, architectures
     kinds = {
         "TextClassification": "text-classification",
         "TokenClassification": "token-classification",
+        "QuestionAnswering": "question-answering",
         "SentenceEmbedding": "sentence-embedding",
     }
     [found] = stage._tasks.values()

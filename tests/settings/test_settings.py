@@ -259,6 +259,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "fil-mask",
             "models[0].task: 'fil-mask' is not allowed; allowed: sentence-embedding, text-classification, "
             "text-ranking, zero-shot-classification, feature-extraction, token-classification, fill-mask, "
+            "question-answering, "
             "module:Class, null",
         ),
         ("models/0/pooling", "men", "models[0].pooling: 'men' is not allowed; allowed: mean, cls, max, null"),
@@ -273,7 +274,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
             "models/0/top_k",
             1,
             "models[0].top_k: has no effect on a sentence-embedding; allowed with: text-classification, text-ranking, "
-            "fill-mask",
+            "fill-mask, question-answering",
         ),
         (
             "models/1",
@@ -511,7 +512,7 @@ def test_one_model_with_an_unknown_task():
         settings_for_model("m", "fil-mask")
     allowed = (
         "sentence-embedding, text-classification, text-ranking, zero-shot-classification, feature-extraction, "
-        "token-classification, fill-mask, module:Class, null"
+        "token-classification, fill-mask, question-answering, module:Class, null"
     )
     assert caught.value.lines == (f"--model: models[0].task: 'fil-mask' is not allowed; allowed: {allowed}",)
 

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
 import transformers
 from safetensors.numpy import save_file
-from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 MAX_LENGTH = 64
@@ -168,6 +166,10 @@ def rounded(answer: Any) -> Any:
 
 
 def main() -> None:
+    # Other scripts share what is above, and run where sentence-transformers is not.
+    import sentence_transformers
+    from sentence_transformers import CrossEncoder
+
     torch.manual_seed(20_261_127)
     corpus = texts()
     pairs = list(zip(corpus, corpus[7:] + corpus[:7], strict=True))

@@ -195,6 +195,11 @@ def test_a_wrong_request_is_told_what_is_wrong(ask: Ask, request_: Any, models: 
         ),
         ([("text-ranking", "classes", {})], "models[0].task: text-ranking wants one label, and "),
         ([("zero-shot-classification", "classes", {})], "no label of NO, MAYBE, YES begins with 'entail': choose"),
+        (
+            [("question-answering", "classes", {})],
+            ": no head for answers in the weights (architectures: BertForSequence",
+        ),
+        ([("question-answering", "classes", {"top_k": None})], "models[0].top_k: null; question-answering gives 1 to"),
         ([("text-ranking", "ranking", {"pooling": "cls"})], "models[0].pooling: has no effect on the checkpoint's own"),
         ([("text-classification", "classes", {"threshold": float("nan")})], "models[0].threshold: "),
         ([("sentence-embedding", "classes", {"truncate_dim": 25})], "models[0].truncate_dim: 25; the model's vectors"),
