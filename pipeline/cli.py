@@ -48,18 +48,24 @@ from pipeline.command_options import (
     Key,
     Lane,
     LinesFile,
+    ListenBootstrap,
+    ListenFile,
+    ListenSpeed,
     ListPlans,
     LogLevel,
     Model,
     OptionalEnsembleFile,
     PlanCacheFolder,
     PrunePlans,
+    RecognizerModel,
     ReplayFrom,
     ReplayTo,
     Stage,
     Standby,
     Task,
     UpStandby,
+    UseMicrophone,
+    UseRecognizer,
 )
 from pipeline.dead_letter_commands import app as dead_letters_app
 from pipeline.errors import UserError
@@ -162,6 +168,42 @@ def transcripts(file: EnsembleFile, instance: InstanceName = None, bootstrap: Bo
     from pipeline.speech.serve import serve_transcripts
 
     serve_transcripts(_load(file, bootstrap), instance_name=instance)
+
+
+@printing_command()
+def listen(
+    file: ListenFile = None,
+    microphone: UseMicrophone = False,
+    recognizer: UseRecognizer = None,
+    model: RecognizerModel = None,
+    ensemble: DemoEnsemble = None,
+    bootstrap: ListenBootstrap = None,
+    speed: ListenSpeed = None,
+    json: Json = False,
+) -> None:
+    """Hear a recording or the microphone, and annotate what is said.
+
+    A speech recognizer (pip install pocketsphinx, vosk or faster-whisper) hears it at its real pace; the transcript
+    grows, revised words are marked, and what the models say of them is beside. All of it runs on this machine, unless
+    --bootstrap names a system that runs. Ctrl-C ends what is said, and a second one stops at once.
+
+    \b
+    penstock listen call.wav
+    penstock listen --microphone --recognizer vosk --model vosk-model-small-en-us-0.15
+    """
+    from pipeline.listen.run import run_listen
+
+    code = run_listen(
+        file,
+        microphone=microphone,
+        recognizer=recognizer.value if recognizer else None,
+        model=model,
+        ensemble=ensemble,
+        bootstrap=bootstrap,
+        speed=speed,
+        as_json=json,
+    )
+    raise typer.Exit(code)
 
 
 @printing_command()

@@ -34,6 +34,12 @@ class TaskName(StrEnum):
     QUESTION_ANSWERING = "question-answering"
 
 
+class RecognizerName(StrEnum):
+    POCKETSPHINX = "pocketsphinx"
+    VOSK = "vosk"
+    FASTER_WHISPER = "faster-whisper"
+
+
 # Of several commands.
 EnsembleFile = Annotated[Path, typer.Argument(metavar="ENSEMBLE.yaml", help="The ensemble file.", show_default=False)]
 Bootstrap = Annotated[
@@ -219,6 +225,51 @@ DemoSpeed = Annotated[
 DemoSeconds = Annotated[
     float | None,
     typer.Option(min=0, max=86_400, metavar="N", help="With --asr: for how long. Default: 15.", show_default=False),
+]
+ListenFile = Annotated[
+    str | None,
+    typer.Argument(metavar="FILE.wav", help="A recording; - is the microphone.", show_default=False),
+]
+UseMicrophone = Annotated[bool, typer.Option("--microphone", help="Hear the microphone; needs sounddevice.")]
+UseRecognizer = Annotated[
+    RecognizerName | None,
+    typer.Option(
+        "--recognizer",
+        metavar="NAME",
+        help="pocketsphinx, vosk or faster-whisper. Default: the first that is installed.",
+        show_default=False,
+    ),
+]
+RecognizerModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="DIR_OR_NAME",
+        help="The recognizer's: a folder for vosk, a name such as tiny.en, or a folder, for faster-whisper; "
+        "pocketsphinx brings its own.",
+        show_default=False,
+    ),
+]
+ListenBootstrap = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="HOST:PORT",
+        envvar="PENSTOCK_BOOTSTRAP_SERVERS",
+        help="The Kafka of a system that runs already (--ensemble is its file): speak there, and start nothing.",
+        show_default=False,
+    ),
+]
+ListenSpeed = Annotated[
+    float | None,
+    typer.Option(
+        "--speed",
+        min=0.1,
+        max=100,
+        metavar="N",
+        help="How many times as fast as it was spoken. Default: 1.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

@@ -15,10 +15,12 @@ from pipeline.exit_codes import EXIT_INTERRUPTED
 
 
 class Interruption:
-    """Ctrl-C, SIGTERM and a closed terminal: noted, and acted on where it is safe. A second one calls `on_second`."""
+    """Ctrl-C, SIGTERM and a closed terminal: noted, and acted on where it is safe. A second one is
+    `insisted`, and calls `on_second`."""
 
     def __init__(self) -> None:
         self.requested = False
+        self.insisted = False
         self.on_second: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
@@ -39,8 +41,10 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.requested and self.on_second is not None:
-            self.on_second()
+        if self.requested:
+            self.insisted = True
+            if self.on_second is not None:
+                self.on_second()
         self.requested = True
 
 

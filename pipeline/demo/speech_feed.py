@@ -33,9 +33,9 @@ class SpeechFeed:
         # The embedded broker does not wake a waiting fetch.
         reading = {"fetch.wait.max.ms": 1, **kafka.consumer_settings()}
         self._consumer: Consumer = clients.reader(reading, client_id="penstock-speech")
-        partitions = [
-            TopicPartition(names.transcripts, number, OFFSET_END) for number in range(settings.topics.partitions)
-        ]
+        # As many as there are: a running system's may be more than the file says by now.
+        there = self._consumer.list_topics(names.transcripts, timeout=10).topics[names.transcripts].partitions
+        partitions = [TopicPartition(names.transcripts, number, OFFSET_END) for number in sorted(there)]
         for each in partitions:
             # The end as it is now: OFFSET_END would be looked up when the first fetch is sent.
             _, each.offset = self._consumer.get_watermark_offsets(each, timeout=10)
@@ -43,8 +43,13 @@ class SpeechFeed:
 
     def say(self, said: Said) -> None:
         """Send one event now."""
+        self.ledger.streams.add(said.stream_id)
         if isinstance(said.event, SpeechEvent):
             self.ledger.said(said.event, time.monotonic())
+        self.repeat(said)
+
+    def repeat(self, said: Said) -> None:
+        """Send an event once more: nothing comes of it but that the stream is heard of."""
         self._producer.produce(self._topic, said.value, said.stream_id.encode())
         self._producer.poll(0)
 
@@ -54,6 +59,8 @@ class SpeechFeed:
         for message in self._consumer.consume(500, wait_s):
             if message.error() is None:
                 record = json.loads(message.value() or b"")
+                if record["stream_id"] not in self.ledger.streams:
+                    continue  # somebody else's, of a system that has other speakers too
                 found.append((record, self.ledger.heard(record, time.monotonic())))
         return found
 

@@ -60,6 +60,8 @@ class SpeechLedger:
     """Not thread-safe."""
 
     def __init__(self) -> None:
+        # Of which it keeps the books.
+        self.streams: set[str] = set()
         self.transcripts: dict[str, list[dict[str, Any]]] = {}
         self._sent: dict[Name, tuple[float, SpeechEvent]] = {}
         self._annotated: dict[Name, float] = {}

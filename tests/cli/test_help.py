@@ -15,6 +15,7 @@ COMMANDS = [
     "up",
     "run",
     "transcripts",
+    "listen",
     "build",
     "broker",
     "topics",
