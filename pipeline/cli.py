@@ -189,7 +189,7 @@ def listen(
 
     \b
     penstock listen call.wav
-    penstock listen --microphone --recognizer vosk --model vosk-model-small-en-us-0.15
+    penstock listen --microphone --recognizer vosk --model vosk-model-small-de
     """
     from pipeline.listen.run import run_listen
 

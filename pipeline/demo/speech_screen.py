@@ -88,8 +88,9 @@ def _outputs(outputs: Mapping[str, Any]) -> dict[str, Sequence[Label | float]]:
 def summary_rows(summary: SpeechSummary) -> list[tuple[str, str]]:
     """Name and value of what was measured."""
     share = summary.superseded / summary.partials if summary.partials else 0.0
+    streams = f"{summary.streams:,} stream{'' if summary.streams == 1 else 's'}"
     rows = [
-        ("speech", f"{summary.streams:,} streams, {summary.events_per_s:,.0f} events/s for {summary.seconds:,.0f} s"),
+        ("speech", f"{streams}, {summary.events_per_s:,.0f} events/s for {summary.seconds:,.0f} s"),
         ("partials", f"{summary.partials:,}, of which {share:.1%} were superseded while they waited"),
         ("finals", f"{summary.finals:,}, {summary.finals_lost:,} lost"),
     ]
@@ -110,7 +111,9 @@ class PlainSpeechScreen(PlainScreen):
     def heard(self, heard: Heard) -> None:
         if self._shows:
             mark = "final" if heard.is_final else ""
-            self.say(f"{heard.utterance_id:<14}{mark:<6}{starred(heard.words)}   [{heard.outputs}]   {heard.ms:.0f} ms")
+            self.say(
+                f"{heard.utterance_id:<14} {mark:<6}{starred(heard.words)}   [{heard.outputs}]   {heard.ms:.0f} ms"
+            )
 
     def speech_summary(self, summary: SpeechSummary) -> None:
         if not self._shows:

@@ -94,7 +94,9 @@ class Recording:
         # Where the header promises more than there is: `wave` would read what is there, and say nothing.
         found.setpos(found.getnframes() - 1)
         if len(found.readframes(1)) < 2 * found.getnchannels():
-            raise _other(path, f"is truncated: it promises {self.seconds:,.1f} s of audio and ends before")
+            raise _other(
+                path, f"is truncated: it promises {self.seconds:,.1f} s of audio and ends before", "what is there"
+            )
         found.rewind()
 
 
@@ -106,15 +108,15 @@ def _open(path: Path) -> wave.Wave_read:
             raise UserError(f"{path}: is empty: record it again")
         return wave.open(str(path), "rb")
     except EOFError as err:
-        raise _other(path, "is truncated: it ends within its header") from err
+        raise UserError(f"{path}: is truncated: it ends within its header: copy or record it again") from err
     except wave.Error as err:
         raise _other(path, f"is no WAV file of PCM ({err})") from err
     except OSError as err:
         raise UserError(f"{path}: can't be read: {err.strerror}") from err
 
 
-def _other(path: Path, what: str) -> UserError:
+def _other(path: Path, what: str, convert_what: str = "it") -> UserError:
     name = str(path)
     into = str(path.with_name(f"{path.stem}-16k.wav"))
     convert = shlex.join(["ffmpeg", "-i", name, "-ar", "16000", "-ac", "1", "-c:a", "pcm_s16le", into])
-    return UserError(f"{path}: {what}: convert it with {convert}")
+    return UserError(f"{path}: {what}: convert {convert_what} with {convert}")

@@ -89,16 +89,16 @@ def listen(
         raise settings.mistake("speech", "feed", message=message)
 
     def show(session: SpeechSession) -> None:
+        if bootstrap is not None:
+            session.join(settings)
         session.screen.wait_for(f"Loading {name}")
         recognizer = opened()
         session.interruption.check()
         if bootstrap is None:
             session.start(path, settings, embedded=True)
-        else:
-            session.join(settings)
-        how = "Ctrl-C ends it" if isinstance(source, Microphone) else f"x{speed:g}"
-        session.screen.say(f"{name} hears {source.name}, {how}\n")
         session.ended_by_hand = isinstance(source, Microphone)
+        how = "Ctrl-C ends it" if session.ended_by_hand else f"x{speed:g}"
+        session.screen.say(f"{name} hears {source.name}, {how}\n")
         feed = session.open_feed()
         listening = _Listening(session, settings, source, speed=speed)
         listening.run(Hearing(source, recognizer), feed, others_annotate=bootstrap is not None)

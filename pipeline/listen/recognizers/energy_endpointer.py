@@ -31,7 +31,8 @@ class EnergyEndpointer:
         self.start_ms = 0
         self._frames = 0
         self._before: deque[Samples] = deque(maxlen=_BEFORE_FRAMES + _BEGIN_FRAMES)
-        self._noise: deque[float] = deque(maxlen=_NOISE_FRAMES)
+        # Before anything is heard it is still: who speaks at once is heard.
+        self._noise = deque([0.0], maxlen=_NOISE_FRAMES)
         self._loud = 0
         self._quiet = 0
 

@@ -62,6 +62,8 @@ class UtteranceRecognizer:
         self._now_s = now_s
         self._left = np.zeros(0, np.int16)
         self._open = False
+        # Whether the last utterance ended in the middle of speech.
+        self._cut = False
         self._start_ms = 0
         self._spoken_samples = 0
         self._next_partial_ms = 0.0
@@ -84,7 +86,7 @@ class UtteranceRecognizer:
     def _speech(self, speech: Samples) -> Iterator[Hypothesis]:
         if not self._open:
             self._open = True
-            self._start_ms = self._endpointer.start_ms if self._endpointer.in_speech else self._end_ms
+            self._start_ms = self._end_ms if self._cut else self._endpointer.start_ms
             self._spoken_samples = 0
             self._next_partial_ms = PARTIAL_EVERY_MS
             self._decoder.begin()
@@ -100,7 +102,7 @@ class UtteranceRecognizer:
             yield Hypothesis(text, False, self._start_ms, self._end_ms)
 
     def _final(self) -> Hypothesis:
-        self._open = False
+        self._open, self._cut = False, self._endpointer.in_speech
         return Hypothesis(self._decoder.final(), True, self._start_ms, self._end_ms)
 
     @property
