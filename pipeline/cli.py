@@ -181,7 +181,7 @@ def listen(
     speed: ListenSpeed = None,
     json: Json = False,
 ) -> None:
-    """Hear a recording or the microphone, and annotate what is said.
+    """Annotate what a recording or the microphone says, live.
 
     A speech recognizer (pip install pocketsphinx, vosk or faster-whisper) hears it at its real pace; the transcript
     grows, revised words are marked, and what the models say of them is beside. All of it runs on this machine, unless

@@ -185,9 +185,10 @@ class _Listening:
             self._sent_s = time.monotonic()
 
     def _watch(self) -> None:
-        self._session.watch()
+        # First: its second request has killed what is watched.
         if self._session.interruption.insisted:
             raise DemoStopped(EXIT_INTERRUPTED, "interrupted")
+        self._session.watch()
 
     def _now_ms(self) -> int:
         """In the audio's time."""

@@ -26,11 +26,15 @@ from tests.speech.test_transcripts_app import running
 class Script:
     """A recognizer that hears a word in each 0.1 s, and a sentence in five of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: range = range(0)) -> None:
+        """Between these blocks nobody speaks."""
         self._blocks = 0
+        self._pause = pause
 
     def accept(self, samples: np.ndarray) -> list[Hypothesis]:
         self._blocks += 1
+        if self._blocks in self._pause:
+            return []
         words = self._blocks % 5
         return [Hypothesis(" ".join(["word"] * (words or 5)), not words, 0, self._blocks * 100)]
 
@@ -135,20 +139,21 @@ def test_a_recording_is_heard_and_annotated_by_a_system_that_runs(
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_everything_runs_here(
-    tmp_path: Path, wav: Path, small_model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_everything_runs_here_and_a_pause_does_not_end_it(
+    tmp_path: Path, small_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "talk.yaml"
     file.write_text(
-        f"name: talk\nobjective: latency\ntopics: {{partitions: 2}}\nengine: {{kind: numpy}}\nhttp: {{port: 0}}\n"
-        f"models: [{{name: mood, source: {small_model}, task: text-classification}}]\n"
+        "name: talk\nobjective: latency\ntopics: {partitions: 2}\nengine: {kind: numpy}\nhttp: {port: 0}\n"
+        f"models: [{{name: mood, source: {small_model}, task: text-classification}}]\nspeech: {{silence_ms: 1000}}\n"
     )
+    wav = write_wav(tmp_path / "my call.wav", tone(4.2).tobytes())
     with Recording(wav, Pace(1)) as recording:
-        assert listen(recording, "script", Script, ensemble=file) == 0
+        assert listen(recording, "script", lambda: Script(range(6, 41)), ensemble=file) == 0
     out, err = capfd.readouterr()
     assert err == ""
     lines = out.splitlines()
     said = [line for line in lines if line.startswith("my-call-")]
-    assert said[-1].split()[:4] == [said[0].split("/")[0] + "/2", "final", "*and", "so*"]
-    assert "[mood LABEL_" in said[0]
+    assert said[-1].split()[:4] == [said[0].split("/")[0] + "/1", "final", "*and", "so*"]
+    assert "[mood " in said[0]
     assert lines[-1] == "Every final is annotated, nothing stale was told, and each transcript has all that was said."
