@@ -61,6 +61,12 @@ class TestChoice:
         with pytest.raises(UserError, match=r"^listen: vosk is not installed: pip install vosk$"):
             choose_recognizer("vosk", None)
 
+    def test_what_it_needs_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "vosk", None)
+        monkeypatch.setattr(choice, "_is_installed", lambda name: True)
+        with pytest.raises(UserError, match=r"^listen: vosk can't be loaded \(.+\): pip install vosk$"):
+            choose_recognizer("vosk", None)[1]()
+
 
 class Letters:
     """A decoder to which 0.1 s of speech is a letter; the last pass writes them large. `took_s` of time each."""

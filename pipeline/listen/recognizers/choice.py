@@ -15,7 +15,7 @@ Opened = Callable[[], Recognizer]
 
 
 def choose_recognizer(name: str | None, model: str | None) -> tuple[str, Opened]:
-    """Its name, and what loads it, which takes seconds. Raises UserError where it is not installed."""
+    """Its name, and what loads it, which takes seconds. Either raises UserError where it is not installed well."""
     if name is None:
         name = next(filter(_is_installed, MODULES), None)
         if name is None:
@@ -23,7 +23,14 @@ def choose_recognizer(name: str | None, model: str | None) -> tuple[str, Opened]
             raise UserError(f"listen: no speech recognizer is installed: {commands} (the first brings its own model)")
     elif not _is_installed(name):
         raise UserError(f"listen: {name} is not installed: pip install {name}")
-    return name, lambda: _open(name, model)
+
+    def opened() -> Recognizer:
+        try:
+            return _open(name, model)
+        except ImportError as err:
+            raise UserError(f"listen: {name} can't be loaded ({err}): pip install {name}") from err
+
+    return name, opened
 
 
 def _is_installed(name: str) -> bool:
