@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.demo.recorded_speech import read_recording, speech
+from pipeline.demo.recorded_speech import Said, read_recording, speech
 from pipeline.demo.speech_session import SPEECH_ENSEMBLE, SpeechSession, run_speech_session
 from pipeline.ensemble_file import require_regular_file
 from pipeline.settings import load_ensemble
@@ -36,14 +38,19 @@ def run_speech_demo(
 
     def show(session: SpeechSession) -> None:
         session.start(file, settings, embedded=bootstrap is None)
-        _rehearse(session, streams=streams or DEFAULT_STREAMS, seconds=seconds or DEFAULT_SECONDS, speed=speed or 1.0)
+        # A Kafka that goes on remembers streams that have ended.
+        name = "speaker" if bootstrap is None else f"speaker-{secrets.token_hex(2)}"
+        plan = speech(
+            read_recording(), speakers=streams or DEFAULT_STREAMS, seconds=seconds or DEFAULT_SECONDS, name=name
+        )
+        _rehearse(session, plan, speed=speed or 1.0)
 
     return run_speech_session(show, as_json=as_json)
 
 
-def _rehearse(session: SpeechSession, *, streams: int, seconds: float, speed: float) -> None:
+def _rehearse(session: SpeechSession, plan: Sequence[Said], *, speed: float) -> None:
     """Say all of it, and wait for the transcripts. Raises DemoStopped, WorkerFailure."""
-    plan = speech(read_recording(), speakers=streams, seconds=seconds)
+    streams = len({said.stream_id for said in plan})
     session.screen.say(f"{streams:,} people read aloud for {plan[-1].due_ms / speed / 1e3:.0f} s, x{speed:g}\n")
     feed = session.open_feed()
     for each in feed.rehearse(plan, speed=speed):
