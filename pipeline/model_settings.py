@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from engines.hub import is_hub_name
 from pipeline.class_paths import ClassPath, OptionalClass, names_or_class
 from pipeline.ensemble_file import FilePath, Section, resolved
 from pipeline.mistakes import Contradictions
@@ -58,6 +59,8 @@ _DEFAULT_STRIDE = 32
 def _source(source: str, info: ValidationInfo) -> str:
     """A folder becomes its absolute path; what is no folder and looks like no path is a package's name."""
     path = resolved(Path(source), info)
+    if is_hub_name(source) and not path.exists():
+        return source
     looks_like_path = "/" in source or source.startswith(("~", "."))
     # A file is told as such when it is loaded. It comes before no package: a package may be called like one.
     looks_like_path |= os.path.isfile(path) and not source.replace("-", "_").isidentifier()
@@ -71,7 +74,8 @@ class TokenizerSettings(Section):
     """The tokenizer that all models of the ensemble share."""
 
     source: ModelSource | None = None
-    """A model's folder or an installed package that ships one. Default: the first model's source."""
+    """A model's folder, an installed package that ships one, or a name of the Hugging Face hub. Default: the first
+    model's source."""
 
     class_: OptionalClass = Field(default=None, alias="class")
     """A tokenizer of your own in place of the model's, as `module:Class`: docs/own-classes.md."""
@@ -118,7 +122,8 @@ class ModelSettings(Section):
     """The key in a result's `outputs`."""
 
     source: ModelSource
-    """A model's folder or an installed package that ships one. Models of the same source share one encoder pass."""
+    """A model's folder, an installed package that ships one, or a name of the Hugging Face hub (`org/name`, or
+    `org/name@revision`), fetched once where there is a network. Models of the same source share one encoder pass."""
 
     onnx: FilePath | None = None
     """An ONNX file that is computed in place of the checkpoint's weights, relative to the ensemble file: a model of any

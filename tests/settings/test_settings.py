@@ -443,9 +443,12 @@ def test_stride_counts_only_where_it_is_used(tmp_path):
 
 def test_a_source_is_a_folder_where_there_is_one_and_else_a_package(tmp_path):
     (tmp_path / "mine").mkdir()
+    (tmp_path / "org" / "mine").mkdir(parents=True)
     models = [
         {"name": str(place), "source": source}
-        for place, source in enumerate(["mine", "a_package", "./elsewhere", "/opt/model", "org/model", "~/model"])
+        for place, source in enumerate(
+            ["mine", "a_package", "./elsewhere", "/opt/model", "org/model", "org/mine", "~/model"]
+        )
     ]
     found = [model.source for model in load(tmp_path, {"name": "e", "models": models}).models]
     assert found[:5] == [
@@ -453,9 +456,9 @@ def test_a_source_is_a_folder_where_there_is_one_and_else_a_package(tmp_path):
         "a_package",
         f"{tmp_path}/elsewhere",
         "/opt/model",
-        f"{tmp_path}/org/model",
+        "org/model",  # of the Hugging Face hub
     ]
-    assert found[5] == os.path.expanduser("~/model")
+    assert found[5:] == [f"{tmp_path}/org/mine", os.path.expanduser("~/model")]
 
 
 def test_the_flag_comes_before_the_environment_and_that_before_the_file(tmp_path):
