@@ -19,7 +19,7 @@ from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
 from schemas.errors import BadRecord, Reason
 from schemas.headers import HeaderStyle, dead_letter_headers, with_more_said
-from schemas.packs import PackedText
+from schemas.packs import ClosedText, PackedText
 from schemas.records import InputRecord, OutputRecord, Source
 
 log = logging.getLogger("penstock.dead_letters")
@@ -65,7 +65,7 @@ class DeadLetters:
         return OutputRecord(self.topic, record.key, record.value, [*record.headers, *headers], [record.source])
 
     def of_text(
-        self, source: Source, text: PackedText | None, error: BadRecord, records: Sequence[InputRecord]
+        self, source: Source, text: PackedText | ClosedText | None, error: BadRecord, records: Sequence[InputRecord]
     ) -> OutputRecord:
         """The request at `source`: one of `records` where it is among them, else fetched. Where the topic no longer
         has it, the key and headers that `text` carried, and no value."""

@@ -23,6 +23,8 @@ _GPU_INSTANCES = 2
 # Of a lane: the last one's share is never less than a thousandth of the first one's.
 _MOST_WEIGHT = 1_000
 
+MAX_THREADS = 256
+
 # As a container sees its own.
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -142,7 +144,7 @@ class EngineSettings(Section):
     On a GPU: streams, by default 2, each with one batch in work and one behind it. A class of your own is called by
     one thread at a time unless this says more."""
 
-    threads: int = Field(default=1, ge=1, le=256)
+    threads: int = Field(default=1, ge=1, le=MAX_THREADS)
     """Threads of one instance on processors. More instances give throughput, more threads make a lone text faster."""
 
     precision: Precision | None = None

@@ -103,7 +103,8 @@ class PackIntake(Generic[Pack]):
             line=line,
             records=group.records,
             texts=len(pack.texts) + len(pack.closed),
-            tokens_in_flight=int(pack.chunk_lengths().sum()),
+            # What is closed has no tokens, and is not free.
+            tokens_in_flight=int(pack.chunk_lengths().sum()) + len(pack.closed),
             read_ms=read_ms,
             tokens=pack if isinstance(pack, TokenPack) else None,
             encodings=pack if isinstance(pack, EncodingPack) else None,
@@ -134,7 +135,7 @@ class _Group(Generic[Pack]):
 
 
 def _windows(pack: TokenPack | EncodingPack) -> int:
-    return len(pack.chunk_lengths())
+    return len(pack.chunk_lengths()) + len(pack.closed)
 
 
 def _shape(pack: TokenPack | EncodingPack) -> tuple[object, ...]:

@@ -23,7 +23,7 @@ class Unit:
     Each step reads what the step before it left (`records`, `tokens`, `encodings`); the last fills `outputs`. `lost`
     are texts that a step gave up, whose dead letters are still to be made.
     `texts` is how many requests it stands for, `tokens_in_flight` what it counts against the bound, `read_ms` when
-    it was read, `queued_ms` when the step that has it got it.
+    it was read, `queued_ms` when the step that has it got it. `closed` counts those that expired or were superseded.
     """
 
     line: PartitionLine
@@ -37,6 +37,7 @@ class Unit:
     lost: list[tuple[Source, PackedText, BadRecord]] = field(default_factory=list)
     outputs: list[OutputRecord] = field(default_factory=list)
     finished: bool = False
+    closed: int = 0
     undelivered: int = 0
 
     @property

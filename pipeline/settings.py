@@ -22,6 +22,7 @@ from pipeline.engine_settings import (
     GPU_BATCHING,
     LATENCY_BATCHING,
     LATENCY_GPU_BATCHING,
+    MAX_THREADS,
     BatchingSettings,
     EngineSettings,
     processors,
@@ -212,12 +213,14 @@ class EnsembleSettings(WholeFile):
         if not isinstance(engine, Mapping) or not isinstance(batching, Mapping):
             return data
         on_gpu = engine.get("kind") == "tensorrt"
-        by_default: Mapping[str, int] = GPU_BATCHING if on_gpu else {}
+        by_default: dict[str, int] = {**GPU_BATCHING} if on_gpu else {}
         if data.get("objective") == "latency":
             by_default = {**by_default, **(LATENCY_GPU_BATCHING if on_gpu else LATENCY_BATCHING)}
+            if isinstance(row := batching.get("row_length"), int):
+                by_default["max_batch_tokens"] = max(row, by_default["max_batch_tokens"])
             # Either is of little use without the other, and who says one has thought of both.
             if not on_gpu and not engine.keys() & {"instances", "threads"}:
-                engine = {**engine, "instances": 1, "threads": processors()}
+                engine = {**engine, "instances": 1, "threads": min(MAX_THREADS, processors())}
         return {**data, "engine": engine, "batching": {**by_default, **batching}}
 
     @model_validator(mode="after")
@@ -247,9 +250,10 @@ class EnsembleSettings(WholeFile):
             if (other := topics.setdefault(topic.replace(".", "_"), option)) != option:
                 message = f"{shown(topic)} is also the topic of {other}; allowed: a topic of its own"
                 wrong.add(section, option, message=message)
-        for lane in self.by_lane()[1:]:
+        for name, lane in list(zip(self.batching.lanes, self.by_lane(), strict=True))[1:]:
             for topic in (lane.topic_names.requests, lane.topic_names.tokens, lane.topic_names.encodings):
-                if topic.replace(".", "_") in topics or len(topic) > MAX_TOPIC_CHARACTERS:
+                other = topics.setdefault(topic.replace(".", "_"), name)
+                if other != name or len(topic) > MAX_TOPIC_CHARACTERS:
                     message = f"{shown(topic)} would be a topic twice, or too long; allowed: another name of the lane"
                     wrong.add("batching", "lanes", message=message)
                     break
@@ -330,7 +334,8 @@ class EnsembleSettings(WholeFile):
             own = {topic: f"{getattr(names, topic)}.{lane}" for topic in ("requests", "tokens", "encodings")}
             shared = {topic: getattr(names, topic) for topic in ("results", "dead_letters")}
             topics = self.topics.model_copy(update=own | shared)
-            found.append(self.model_copy(update={"name": f"{self.name}.{lane}", "topics": topics}))
+            # No ensemble is called so.
+            found.append(self.model_copy(update={"name": f"{self.name}:{lane}", "topics": topics}))
         return found
 
     def runs_fused(self, wanted: bool = False) -> bool:

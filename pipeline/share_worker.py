@@ -259,7 +259,9 @@ class ShareWorker:
         )
         unit.tokens = None
         unit.outputs = [
-            self._dead_letters.of_text(source_of(pack, text), text, error, unit.records) for text in pack.texts
+            self._dead_letters.of_text(source_of(pack, text), text, error, unit.records)
+            for texts in (pack.texts, pack.closed)
+            for text in texts
         ]
 
     def _accept_arrivals(self) -> None:
@@ -302,7 +304,7 @@ class ShareWorker:
     def arrived(self, unit: Unit) -> None:
         """What was made of the unit is where it belongs."""
         dead = sum(output.topic == self._dead_letters.topic for output in unit.outputs)
-        self._metrics.arrived(texts=unit.texts - dead, total_ms=self._clock_ms() - unit.read_ms)
+        self._metrics.arrived(texts=unit.texts - dead - unit.closed, total_ms=self._clock_ms() - unit.read_ms)
         self._arrivals.put(unit)
 
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:

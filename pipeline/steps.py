@@ -177,11 +177,12 @@ class TokenizeStep:
         computed_ms = now_ms()
         for unit, (pack, rejected) in zip(units, packs, strict=True):
             unit.tokens = pack
-            if pack is not None and pack.closed:
-                self._metrics.unanswered("expired", len(pack.closed))
+            unit.closed = len(pack.closed) if pack is not None else 0
+            if unit.closed:
+                self._metrics.unanswered("expired", unit.closed)
             unit.outputs.extend(self._dead_letters.of_record(each.record, each.error) for each in rejected)
             self._metrics.stage_done(
-                texts=len(unit.records),
+                texts=len(unit.records) - unit.closed,
                 queue_ms=started_ms - unit.queued_ms,
                 compute_ms=computed_ms - started_ms,
             )
@@ -291,6 +292,7 @@ class EncodeStep:
         for pack in complete:
             unit = pack.owner
             unit.encodings, lost = pack.encodings()
+            unit.closed = len(unit.encodings.closed) if unit.encodings is not None else 0
             unit.lost = [(source_of(pack.pack, text), text, error) for text, error in lost]
             self._losses.pass_on(unit)
 
@@ -338,6 +340,7 @@ class PostprocessStep:
     def _postprocess(self, unit: Unit, started_ms: float) -> None:
         assert unit.encodings is not None, "only units with encodings come here"
         pack, expired = without_expired(unit.encodings, self._clock_ms())
+        unit.closed = len(pack.closed)
         if expired:
             self._metrics.unanswered("expired", expired)
         answers = self._stage(pack)

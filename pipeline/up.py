@@ -111,6 +111,10 @@ def stage_commands(
 def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = False, log_level: str = "info") -> int:
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     fused = settings.runs_fused(fused)
+    if settings.speech is not None:
+        from pipeline.speech.serve import require_speech
+
+        require_speech(settings)
     for line in settings.log_lines():
         log.info("%s", line)
     admin = reach_broker(settings.kafka)

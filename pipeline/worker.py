@@ -279,7 +279,7 @@ class Worker:
     def arrived(self, unit: Unit) -> None:
         """What was made of the unit is where it belongs, and so is all before it."""
         dead = sum(output.topic == self._dead_letters.topic for output in unit.outputs)
-        self._metrics.arrived(texts=unit.texts - dead, total_ms=self._clock_ms() - unit.read_ms)
+        self._metrics.arrived(texts=unit.texts - dead - unit.closed, total_ms=self._clock_ms() - unit.read_ms)
 
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         """What stands for an output that is too large for its topic; nothing, where nothing can."""

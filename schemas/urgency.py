@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -27,6 +28,7 @@ LANE = "penstock.lane"
 
 _NAMES = frozenset({EXPIRY_TIME, UTTERANCE, REVISION, FINAL, LANE})
 _MOST = 2**63 - 1
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE | re.ASCII)
 
 # Why a request is answered without being computed.
 Unanswered = Literal["expired", "superseded"]
@@ -64,7 +66,8 @@ def urgency_of(headers: Headers, *, written_ms: int | None = None, deadline_ms: 
     for name, value in headers:
         if name in _NAMES:
             said[name] = _text(name, value)
-    expires_ms = None if written_ms is None or deadline_ms is None else max(0, written_ms + deadline_ms)
+    # A producer may claim any time.
+    expires_ms = None if written_ms is None or deadline_ms is None else min(_MOST, max(0, written_ms + deadline_ms))
     if not said:
         return None if expires_ms is None else Urgency(expires_ms)
     if EXPIRY_TIME in said:
@@ -75,6 +78,8 @@ def urgency_of(headers: Headers, *, written_ms: int | None = None, deadline_ms: 
 
 def _revision(said: dict[str, str]) -> Revision | None:
     utterance, number, final = said.get(UTTERANCE), said.get(REVISION), said.get(FINAL, "false")
+    if final not in ("true", "false"):
+        raise BadRecord(Reason.BAD_HEADERS, f"{FINAL}: {final[:40]!r}; allowed: true, false")
     if utterance is None and number is None:
         return None
     if not utterance or number is None:
@@ -82,21 +87,17 @@ def _revision(said: dict[str, str]) -> Revision | None:
         raise BadRecord(Reason.BAD_HEADERS, f"{missing}: missing or empty; {UTTERANCE} and {REVISION} go together")
     if not (number.isascii() and number.isdigit() and len(number) <= 19 and int(number) <= _MOST):
         raise BadRecord(Reason.BAD_HEADERS, f"{REVISION}: {number[:40]!r}; allowed: decimal digits")
-    if final not in ("true", "false"):
-        raise BadRecord(Reason.BAD_HEADERS, f"{FINAL}: {final[:40]!r}; allowed: true, false")
     return Revision(utterance, int(number), final == "true")
 
 
 def _milliseconds(time: str) -> int:
     try:
-        moment = datetime.fromisoformat(time)
-        milliseconds = round(moment.timestamp() * 1e3)
-    except (ValueError, OverflowError):
-        moment, milliseconds = None, 0
-    if moment is None or moment.tzinfo is None or "T" not in time.upper():
+        if not _RFC_3339.fullmatch(time):
+            raise ValueError("another form")
+        return max(0, round(datetime.fromisoformat(time.upper()).timestamp() * 1e3))
+    except (ValueError, OverflowError) as err:
         message = f"{EXPIRY_TIME}: {time[:40]!r}; allowed: a time of RFC 3339, such as 2026-11-26T10:00:00Z"
-        raise BadRecord(Reason.BAD_HEADERS, message)
-    return max(0, milliseconds)
+        raise BadRecord(Reason.BAD_HEADERS, message) from err
 
 
 def _text(name: str, value: bytes | None) -> str:

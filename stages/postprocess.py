@@ -159,7 +159,7 @@ class PostprocessStage:
 
 def without_expired(pack: EncodingPack, now_ms: float) -> tuple[EncodingPack, int]:
     """The pack, in which texts are closed that have expired by then, in milliseconds since 1970; and how many."""
-    late = [place for place, text in enumerate(pack.texts) if text.urgency is not None and text.urgency.expired(now_ms)]
+    late = {place for place, text in enumerate(pack.texts) if text.urgency is not None and text.urgency.expired(now_ms)}
     if not late:
         return pack, 0
     smaller = of_texts(pack, [place for place in range(len(pack.texts)) if place not in late])

@@ -24,7 +24,7 @@ from schemas.requests import (
     decode_request,
     request_kind,
 )
-from schemas.urgency import LANE, Urgency, urgency_of
+from schemas.urgency import LANE, UTTERANCE, Urgency, urgency_of
 from stages.blame import answer_apart
 from stages.mask_tokens import MaskToken
 from stages.pairs import Truncation
@@ -160,6 +160,9 @@ class TokenizeStage:
 
     def _urgency(self, record: InputRecord) -> Urgency | None:
         urgency = urgency_of(record.headers, written_ms=record.written_ms, deadline_ms=self._deadline_ms)
+        if urgency is not None and urgency.revision is not None and record.key is None:
+            message = f"{UTTERANCE}: the record has no key, which says whose utterance it is"
+            raise BadRecord(Reason.BAD_HEADERS, message)
         lane = urgency.lane if urgency is not None else None
         if lane is not None and self._lanes and lane not in self._lanes:
             raise BadRecord(Reason.BAD_HEADERS, f"{LANE}: {lane[:40]!r}; allowed: {', '.join(self._lanes)}")

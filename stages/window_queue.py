@@ -16,7 +16,8 @@ from stages.microbatcher import MicroBatch, MicroBatcher, Place
 from stages.pack_in_progress import Owner, PackInProgress
 
 OnClosed = Callable[[Unanswered], None]
-_Utterance = tuple[int, bytes | None, str]
+# Topic, partition, lane, key, name: what comes another way is of another stream.
+_Utterance = tuple[str, int, int, bytes | None, str]
 
 
 class Window(NamedTuple, Generic[Owner]):
@@ -101,12 +102,12 @@ class WindowQueue(Generic[Owner]):
     ) -> list[PackInProgress[Owner]]:
         """The packs that lost a text by it."""
         urgency = text.urgency
-        lane = self._lanes.get(urgency.lane or "", 0) if urgency is not None else 0
+        lane = self._lane(text)
         if urgency is None or urgency.revision is None:
             self._batcher.add_together(windows, now_ms, lane=lane)
             return []
         revision = urgency.revision
-        utterance = (pack.pack.partition, text.key, revision.utterance)
+        utterance = self._utterance(pack, text, revision)
         older = self._waiting.get(utterance)
         if older is not None and older.revision.number > revision.number and not revision.final:
             self._supersede(pack, number, len(windows))
@@ -119,6 +120,13 @@ class WindowQueue(Generic[Owner]):
         place = self._batcher.add_together(windows, now_ms, lane=lane)
         self._waiting[utterance] = _Waiting(place, pack, number, revision)
         return []
+
+    def _lane(self, text: PackedText) -> int:
+        named = text.urgency.lane if text.urgency is not None else None
+        return self._lanes.get(named, 0) if named is not None else 0
+
+    def _utterance(self, pack: PackInProgress[Owner], text: PackedText, revision: Revision) -> _Utterance:
+        return pack.pack.topic, pack.pack.partition, self._lane(text), text.key, revision.utterance
 
     def _supersede(self, pack: PackInProgress[Owner], text: int, windows: int) -> None:
         pack.close(text, "superseded")
@@ -133,7 +141,7 @@ class WindowQueue(Generic[Owner]):
         if text.urgency is None:
             return True
         if text.urgency.revision is not None:
-            utterance = (pack.pack.partition, text.key, text.urgency.revision.utterance)
+            utterance = self._utterance(pack, text, text.urgency.revision)
             waiting = self._waiting.get(utterance)
             if waiting is not None and waiting.pack is pack and waiting.text == number:
                 del self._waiting[utterance]

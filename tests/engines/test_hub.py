@@ -78,9 +78,7 @@ def test_a_folder_of_that_path_comes_first(tmp_path: Path, tiny_folder: Path, mo
 
 
 def test_without_a_network_it_says_so() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"model 'someone/tiny': no such folder, and the hub can't be"
-    ):
+    with pytest.raises(CheckpointError, match=r"model 'someone/tiny': no such folder, and the hub can't be"):
         find_checkpoint("someone/tiny", relative_to=None)
 
 

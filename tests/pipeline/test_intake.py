@@ -17,6 +17,7 @@ from pipeline.intake import Intake, PackIntake, RequestIntake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics, WorkerMetrics
 from schemas.packs import (
+    ClosedText,
     EncodingPack,
     PackedText,
     TokenPack,
@@ -304,3 +305,12 @@ def test_a_pack_of_another_partition_is_a_dead_letter_and_nothing_else(reader: P
     assert (unit.tokens, unit.encodings) == (None, None), "refused work is not done as well"
     [letter] = unit.outputs
     assert dict(letter.headers[2:])["__dlq.errors.reason"] == b"bad_pack"
+
+
+def test_what_is_closed_has_no_tokens_and_is_not_free() -> None:
+    texts = [ClosedText("id", None, [], offset, "expired") for offset in range(5)]
+    pack = token_pack(topic="reviews.requests", partition=LINE.partition, texts=[], chunks=[], closed=texts)
+    stage = PackReader("encode")
+    units = stage.read(*[encode_pack(pack)] * 4)
+    assert [unit.texts for unit in units] == [5] * 4, "two of them are more than a unit's windows"
+    assert [unit.tokens_in_flight for unit in units] == [5] * 4

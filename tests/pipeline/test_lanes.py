@@ -40,7 +40,7 @@ def test_a_backlog_of_bulk_is_in_nobodys_way_and_is_answered_in_its_order(settin
         [letter] = topics.read(made.topic_names.dead_letters, 1)
         for lane, count in (("", 20), (".bulk", 601)):
             topic = f"reviews.requests{lane}"
-            group = f"reviews{lane}.tokenize"
+            group = f"reviews{lane}.tokenize".replace(".bulk", ":bulk")
             topics.await_committed(group, topic, {0: count})
     values = [json.loads(message.value() or b"") for message in results]
     for lane, count in (("i", 20), ("b", 600)):
@@ -49,7 +49,7 @@ def test_a_backlog_of_bulk_is_in_nobodys_way_and_is_answered_in_its_order(settin
     assert values[-1]["source"]["topic"] == "reviews.requests.bulk"
     cause = read_cause(letter.headers() or [])
     assert cause is not None
-    assert (cause.topic, cause.group) == ("reviews.requests.bulk", "reviews.bulk.tokenize")
+    assert (cause.topic, cause.group) == ("reviews.requests.bulk", "reviews:bulk.tokenize")
 
 
 def test_each_lane_has_topics_and_groups_of_its_own(settings: MakeSettings) -> None:
@@ -70,4 +70,4 @@ def test_each_lane_has_topics_and_groups_of_its_own(settings: MakeSettings) -> N
         "reviews.results",
         "reviews.dead-letters",
     ]
-    assert [lane.group_id("encode") for lane in made.by_lane()] == ["reviews.encode", "reviews.bulk.encode"]
+    assert [lane.group_id("encode") for lane in made.by_lane()] == ["reviews.encode", "reviews:bulk.encode"]

@@ -94,13 +94,15 @@ def test_headers_that_say_nothing_sensible_are_dead_letters(settings: MakeSettin
     topics.send(request("a", "a"), headers=[("penstock.lane", b"fast")])
     topics.send(request("b", "b"), headers=[("penstock.revision", b"1")])
     topics.send(request("c", "c"), headers=[("penstock.lane", b"bulk")])
+    topics.send(request("d", "d"), headers=revision(1))
     with running(made, fused=True):
-        letters = topics.read(made.topic_names.dead_letters, 2)
+        letters = topics.read(made.topic_names.dead_letters, 3)
         results = topics.read(made.topic_names.results, 1)
     causes = [read_cause(message.headers() or []) for message in letters]
-    assert [cause and cause.reason for cause in causes] == [Reason.BAD_HEADERS] * 2
+    assert [cause and cause.reason for cause in causes] == [Reason.BAD_HEADERS] * 3
     assert [cause and cause.message for cause in causes] == [
         "penstock.lane: 'fast'; allowed: interactive, bulk",
         "penstock.utterance: missing or empty; penstock.utterance and penstock.revision go together",
+        "penstock.utterance: the record has no key, which says whose utterance it is",
     ]
     assert [*by_id(results)] == ["c"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ def test_headers_of_others_say_nothing() -> None:
         (b"2026-11-26T10:00:00.250Z", 1_795_687_200_250),
         (b"2026-11-26T11:00:00+01:00", 1_795_687_200_000),
         (b"1969-12-31T23:59:59Z", 0),
+        (b"2026-11-26t10:00:00z", 1_795_687_200_000),
     ],
 )
 def test_an_expiry_time(time: bytes, milliseconds: int) -> None:
@@ -56,6 +58,9 @@ def test_a_revision_and_a_lane() -> None:
         ([(EXPIRY_TIME, b"tomorrow")], "ce_expirytime: 'tomorrow'; allowed: a time of RFC 3339, such as"),
         ([(EXPIRY_TIME, b"2026-11-26T10:00:00")], "ce_expirytime: "),  # no zone
         ([(EXPIRY_TIME, b"2026-11-26")], "ce_expirytime: "),
+        ([(EXPIRY_TIME, b"2026-W48-4T10:00:00Z")], "ce_expirytime: "),
+        ([(EXPIRY_TIME, b"20261126T100000Z")], "ce_expirytime: "),
+        ([(FINAL, b"maybe")], "penstock.final: 'maybe'; allowed: true, false"),
         ([(EXPIRY_TIME, None)], "ce_expirytime: ''"),
         ([(EXPIRY_TIME, b"\xff")], "ce_expirytime: not UTF-8"),
         ([(UTTERANCE, b"u")], "penstock.revision: missing"),
@@ -84,3 +89,10 @@ def test_what_a_header_may_not_say(headers: Headers, message: str) -> None:
 def test_any_bytes_are_read_or_refused(headers: Headers) -> None:
     with suppress(BadRecord):
         urgency_of(headers, written_ms=0, deadline_ms=1)
+
+
+@given(written_ms=st.integers(-(2**63), 2**63 - 1), deadline_ms=st.integers(1, 2**40))
+def test_whatever_time_a_producer_claims_a_pack_can_say_it(written_ms: int, deadline_ms: int) -> None:
+    urgency = urgency_of([], written_ms=written_ms, deadline_ms=deadline_ms)
+    assert urgency is not None
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(urgency), type=Urgency) == urgency

@@ -150,6 +150,22 @@ def test_lanes_that_can_not_be(tmp_path, changes, message):
     assert found.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("topics", "lanes"), [({}, ["a", "b.c", "b_c"]), ({"requests": "a", "tokens": "a.b"}, ["x", "b.c", "c"])]
+)
+def test_topics_of_lanes_do_not_meet_each_other(tmp_path, topics, lanes):
+    [found] = mistakes(tmp_path, MINIMAL | {"topics": topics, "batching": {"lanes": dict.fromkeys(lanes, 1)}})
+    assert found.startswith("batching.lanes: ")
+    assert "would be a topic twice" in found
+
+
+def test_latency_fits_whatever_is_said_and_whatever_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.settings.processors", lambda: 384)
+    ensemble = load(tmp_path, MINIMAL | {"objective": "latency", "batching": {"row_length": 1024}})
+    assert ensemble.engine.threads == 256
+    assert ensemble.batching.max_batch_tokens == 1024
+
+
 def test_lanes_and_topics_do_not_meet(tmp_path):
     lanes = {"batching": {"lanes": {"a": 1, "bulk": 1}}}
     [found] = mistakes(tmp_path, MINIMAL | lanes | {"topics": {"results": "reviews.requests.bulk"}})

@@ -42,13 +42,20 @@ class Queue:
     def on_closed(self, why: Unanswered) -> None:
         self.closed[why] += 1
 
-    def add(self, *texts: tuple[str, Urgency | None], key: bytes = b"s", windows: int = 1, tokens: int = 1) -> None:
+    def add(
+        self,
+        *texts: tuple[str, Urgency | None],
+        key: bytes = b"s",
+        windows: int = 1,
+        tokens: int = 1,
+        topic: str = "t",
+    ) -> None:
         packed = [
             PackedText(id, key, [], offset, windows, windows * tokens, False, urgency=urgency)
             for offset, (id, urgency) in enumerate(texts)
         ]
         chunks = [np.ones(tokens, np.int32) for _ in packed for _ in range(windows)]
-        pack = PackInProgress(token_pack(topic="t", partition=0, texts=packed, chunks=chunks), self.packs)
+        pack = PackInProgress(token_pack(topic=topic, partition=0, texts=packed, chunks=chunks), self.packs)
         self.packs += 1
         self.finish(self.queue.add(pack, 0.0))
 
@@ -127,6 +134,15 @@ def test_an_older_revision_that_comes_late_is_superseded_by_what_waits() -> None
     queue.add(("old", revision(4)))
     queue.drain()
     assert queue.left == {"new": "answered", "old": "superseded"}
+
+
+def test_of_other_topics_and_lanes_nothing_is_superseded() -> None:
+    queue = Queue(weights={"interactive": 1, "bulk": 1})
+    queue.add(("a", revision(1)))
+    queue.add(("b", revision(7)), topic="t.bulk")
+    queue.add(("c", Urgency(revision=Revision("u", 8, False), lane="bulk")))
+    queue.drain()
+    assert sorted(queue.computed) == ["a", "b", "c"]
 
 
 def test_of_other_keys_and_utterances_nothing_is_superseded() -> None:
