@@ -96,6 +96,7 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_stages_that_are_killed_are_started_again_and_nothing_is_lost(
     ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_stages_that_are_killed_are_started_again_and_nothing_is_lost(
     assert sum(traffic.answered.values()) < 2 * traffic.sent
 
 
+@pytest.mark.slow
 def test_a_standby_takes_over_what_it_has_loaded_for(
     ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_fused_worker_is_started_again_and_leaves_with_its_supervisor(
     assert "the supervisor is gone: draining" in log.read_text()
 
 
+@pytest.mark.slow
 def test_one_stage_alone_drains_on_sigterm(
     ensemble: WriteEnsemble, kafka: BrokerProcess, traffic: Traffic, penstock: Penstock, tmp_path: Path
 ) -> None:

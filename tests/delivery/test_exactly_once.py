@@ -31,6 +31,7 @@ def test_results_and_offsets_are_committed_together(settings: MakeSettings, star
     assert echo.counted("transactions_total", outcome="aborted") == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_s_open_transaction_is_never_seen_and_its_requests_are_answered_once(
     settings: MakeSettings, start: Start
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_result_too_large_is_a_dead_letter_and_its_neighbours_are_answered(
     assert echo.metrics.registry.get_sample_value("nv_inference_request_success", answered) == 4
 
 
+@pytest.mark.slow
 def test_a_stop_commits_what_was_read_and_leaves_nothing_open(settings: MakeSettings, start: Start) -> None:
     made = settings(partitions=1, commit_interval_ms=60_000)
     echo = start(made)

@@ -157,6 +157,7 @@ def test_an_interruption_stops_all_and_tells_how_far_it_came(start: Start, ensem
     await_end(children)
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_no_process_behind(start: Start, ensemble: Path, texts: Path) -> None:
     process = start("--ensemble", ensemble, "--texts", texts, "--rate", 20, "--count", 100_000, "--fused")
     await_line(process, "Sending")
