@@ -35,6 +35,10 @@ log = logging.getLogger("penstock.serve")
 # What a worker does: one stage, or all of them.
 Role = Literal["tokenize", "encode", "postprocess", "fused"]
 
+# How much a worker gives way to `penstock transcripts` on its machine: these pass over what is revised already, and so
+# must come first where there is too much for both.
+_BEHIND_TRANSCRIPTS = 5
+
 # How late a stop is noticed while a broker is awaited, and how often that is told.
 _BROKER_LOOK_S = 0.5
 _TELL_EVERY_S = 10.0
@@ -56,6 +60,8 @@ def serve(
     Raises UserError where a person must act (topics, models, settings), WorkerFailure where a fresh start may help.
     """
     stages: Sequence[Stage] = STAGES if role == "fused" else (role,)
+    if settings.speech is not None:
+        os.nice(_BEHIND_TRANSCRIPTS)
     metrics = WorkerMetrics(settings.name, restarts=int(os.environ.get(RESTARTS, "0")))
     state = WorkerState()
     group = settings.group_id(stages[0])

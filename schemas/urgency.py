@@ -59,21 +59,22 @@ class Urgency(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 def urgency_of(headers: Headers, *, written_ms: int | None = None, deadline_ms: int | None = None) -> Urgency | None:
     """What headers say; None where they and the deadline say nothing.
 
-    `deadline_ms` after it was written, by the record's time, a request has expired too. Raises BadRecord where a header
+    `deadline_ms` after it was written, by the record's time, a request has expired too, save what is final: a
+    transcript is made of that. Raises BadRecord where a header
     is not as documented.
     """
     said: dict[str, str] = {}
     for name, value in headers:
         if name in _NAMES:
             said[name] = _text(name, value)
-    # A producer may claim any time.
-    expires_ms = None if written_ms is None or deadline_ms is None else min(_MOST, max(0, written_ms + deadline_ms))
-    if not said:
-        return None if expires_ms is None else Urgency(expires_ms)
+    revision = _revision(said) if said else None
+    expires_ms = None
+    if written_ms is not None and deadline_ms is not None and not (revision is not None and revision.final):
+        expires_ms = min(_MOST, max(0, written_ms + deadline_ms))  # a producer may claim any time
     if EXPIRY_TIME in said:
         expiry_ms = _milliseconds(said[EXPIRY_TIME])
         expires_ms = expiry_ms if expires_ms is None else min(expires_ms, expiry_ms)
-    return Urgency(expires_ms, _revision(said), said.get(LANE))
+    return Urgency(expires_ms, revision, said.get(LANE)) if said or expires_ms is not None else None
 
 
 def _revision(said: dict[str, str]) -> Revision | None:

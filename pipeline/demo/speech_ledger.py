@@ -36,17 +36,22 @@ class SpeechSummary(msgspec.Struct, frozen=True, kw_only=True):
     transcripts_right: int
     partial_ms: Percentiles | None
     final_ms: Percentiles | None
+    stopped: str | None = None
+    """Why it ended before all had come, if it did."""
 
     @property
     def good(self) -> bool:
         """Whether all is as promised."""
-        return not (self.finals_lost or self.stale or self.errors) and self.transcripts_right == self.streams
+        right = self.transcripts_right == self.streams and self.stopped is None
+        return right and not (self.finals_lost or self.stale or self.errors)
 
     @property
     def verdict(self) -> str:
         """In a sentence."""
         if self.good:
             return "Every final is annotated, nothing stale was told, and each transcript has all that was said."
+        if self.stopped is not None:
+            return f"Stopped before all had come: {self.stopped}."
         wrong = {
             "finals not annotated": self.finals_lost,
             "stale records": self.stale,

@@ -174,7 +174,8 @@ class SpeechSession:
         """Tell how it ended; the exit code."""
         exit_code = EXIT_FAILED
         if self._feed is not None:
-            summary = self._feed.ledger.summary()
+            stopped = str(self.stopped) if self.stopped is not None else None
+            summary = msgspec.structs.replace(self._feed.ledger.summary(), stopped=stopped)
             exit_code = 0 if summary.good else EXIT_FAILED
             self.screen.speech_summary(summary)
             if as_json:

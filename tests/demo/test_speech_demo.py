@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.demo.recorded_speech import read_recording, speech
@@ -103,6 +104,12 @@ def test_the_books_of_a_bad_feed(records: list[dict[str, Any]], wrong: str) -> N
         ledger.heard(each, 9.0)
     assert not ledger.summary().good
     assert ledger.summary().verdict == wrong
+
+
+def test_what_was_stopped_is_not_judged() -> None:
+    summary = msgspec.structs.replace(SpeechLedger().summary(), stopped="interrupted")
+    assert not summary.good
+    assert summary.verdict == "Stopped before all had come: interrupted."
 
 
 def test_what_is_shown_of_outputs() -> None:

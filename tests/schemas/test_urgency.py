@@ -44,6 +44,14 @@ def test_of_two_deadlines_the_earlier_counts() -> None:
     assert urgency_of([], written_ms=1_000, deadline_ms=2_000) == Urgency(expires_ms=3_000)
 
 
+def test_what_is_final_expires_only_at_a_time_of_its_own() -> None:
+    revision: Headers = [(UTTERANCE, b"u"), (REVISION, b"1"), (FINAL, b"true")]
+    assert urgency_of(revision, written_ms=0, deadline_ms=5) == Urgency(None, Revision("u", 1, True))
+    own = [*revision, (EXPIRY_TIME, b"1970-01-01T00:00:01Z")]
+    assert urgency_of(own, written_ms=0, deadline_ms=5) == Urgency(1_000, Revision("u", 1, True))
+    assert urgency_of([*revision[:2]], written_ms=0, deadline_ms=5) == Urgency(5, Revision("u", 1, False))
+
+
 def test_a_revision_and_a_lane() -> None:
     headers: Headers = [(UTTERANCE, "ä/1".encode()), (REVISION, b"007"), (FINAL, b"true"), (LANE, b"bulk")]
     assert urgency_of(headers) == Urgency(None, Revision("ä/1", 7, True), "bulk")
