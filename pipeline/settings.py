@@ -57,9 +57,9 @@ class RequestSettings(Section):
 
     deadline_ms: int | None = Field(default=None, ge=1, le=1 << 40)
     """How long after it was written, by its record's time, a request is worth an answer; null: for ever. One that waits
-    longer is not computed, at whichever stage it is, and its result has no outputs and says
-    `"unanswered": "expired"`. What is final (`penstock.final: true`) is exempt. A request's header `ce_expirytime` (RFC 3339) says it of one request; the earlier
-    counts."""
+    longer is not computed, at whichever stage it is, and its result has no outputs and says `"unanswered":
+    "expired"`. What is final (`penstock.final: true`) is exempt. A request's header `ce_expirytime` (RFC 3339) says
+    it of one request; the earlier counts."""
 
     answer_superseded: bool = False
     """Whether a revision of an utterance that a newer one took the place of, while it waited for the engine, is
