@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -89,6 +90,9 @@ class TranscriptsApp:
         self._settings = settings
         self._lock = asyncio.Lock()
         self._queue: asyncio.Queue[tuple[Kind, Any]] = asyncio.Queue(_MAX_WAITING)
+        # Of the feed's partitions: records that are read and not handled yet.
+        self._unheard: Counter[int] = Counter()
+        self._tick_due_s = 0.0
         self._app = _faust_app(settings, None if embedded else instance, embedded=embedded)
         if embedded:
             use_short_fetches(self._app)
@@ -131,6 +135,8 @@ class TranscriptsApp:
         async def put(stream: Any) -> None:
             async for event in stream.noack().events():
                 await self._queue.put((kind, event))
+                if kind == "speech":
+                    self._unheard[event.message.partition] += 1
 
         self._app.agent(topic, name=f"{kind}")(put)
 
@@ -151,7 +157,7 @@ class TranscriptsApp:
             while not self._stopped.is_set():
                 batch = [each async for each in self._batch()]
                 async with self._lock:
-                    await self._do(batch)
+                    await self._do(batch, now_s=time.monotonic(), now_ms=time.time() * 1e3)
                 for _, event in batch:
                     event.ack()
         except Exception as err:  # noqa: BLE001 - likewise
@@ -166,17 +172,22 @@ class TranscriptsApp:
         for _ in range(min(self._queue.qsize(), _MAX_BATCH - 1)):
             yield self._queue.get_nowait()
 
-    async def _do(self, batch: list[tuple[Kind, Any]]) -> None:
-        now_s, now_ms = time.monotonic(), time.time() * 1e3
+    async def _do(self, batch: list[tuple[Kind, Any]], *, now_s: float, now_ms: float) -> None:
         mine = self._partitions()
         outgoing: list[Outgoing] = []
         for kind, event in batch:
             record = _record(event)
+            if kind == "speech":
+                self._unheard[record.source.partition] -= 1
             if record.source.partition in mine:
                 hear = getattr(self.desk, kind)
                 outgoing += hear(record, now_s=now_s, now_ms=now_ms)
-        if not batch:
-            outgoing += self.desk.tick(now_s=now_s, now_ms=now_ms, quiet=await self._quiet(mine))
+        # Whatever came: somebody always speaks.
+        if now_s >= self._tick_due_s:
+            self._tick_due_s = now_s + _TICK_S
+            # Behind a full batch there is more, of whose partitions nobody knows.
+            quiet = await self._quiet(mine) if len(batch) < _MAX_BATCH else set()
+            outgoing += self.desk.tick(now_s=now_s, now_ms=now_ms, quiet=quiet)
         await self._send(without_superseded(outgoing))
         await self._keep(self.desk.writes())
 
@@ -205,10 +216,12 @@ class TranscriptsApp:
         return {each.partition for each in self._app.consumer.assignment() if each.topic == self._speech_topic}
 
     async def _quiet(self, mine: set[int]) -> set[int]:
-        """Those of which everything was read: silence there is the speakers' own."""
+        """Those of which everything was read and handled: silence there is the speakers' own."""
         consumer = self._app.consumer
         quiet: set[int] = set()
-        for partition in mine if self._queue.empty() else ():
+        for partition in mine:
+            if self._unheard[partition]:
+                continue
             place = TP(self._speech_topic, partition)
             end, position = consumer.highwater(place), await consumer.position(place)
             if end is not None and position is not None and position >= end:

@@ -186,12 +186,10 @@ class Desk:
         return self._answered(stream, Answer(utterance_id, revision, is_final, b"", error), now_s, now_ms)
 
     def tick(self, *, now_s: float, now_ms: float, quiet: Collection[int]) -> list[Outgoing]:
-        """What time brings, in the partitions that are `quiet`: all that they have was read. Streams end by silence,
-        what must be answered is asked again, ended streams are forgotten."""
+        """What time brings: ended streams are forgotten, what must be answered is asked again, and streams end by
+        silence, those in partitions that are `quiet`: all that they have was heard."""
         outgoing: list[Outgoing] = []
         for stream_id, stream in [*self._streams.items()]:
-            if stream.head.partition not in quiet:
-                continue
             silent_s = now_s - self._heard_s[stream_id]
             if stream.head.done:
                 if silent_s >= self._speech.remember_ms / 1e3:
@@ -199,7 +197,8 @@ class Desk:
                     self._touched.pop(stream_id, None)
                     self._leftovers.append(Write(stream.head.partition, _json([stream_id]), None))
                 continue
-            if stream.head.ended_by is None and silent_s >= self._speech.silence_ms / 1e3:
+            is_silent = stream.head.partition in quiet and silent_s >= self._speech.silence_ms / 1e3
+            if stream.head.ended_by is None and is_silent:
                 outgoing += self._sent(stream, stream.end("silence"), now_s=now_s, now_ms=now_ms)
                 self._heard_s[stream_id] = now_s
                 self._touched[stream_id] = True
