@@ -15,6 +15,7 @@ from msgspec import Meta
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import (
     MAX_UTTERANCE_CHARACTERS,
+    Channel,
     Event,
     Feed,
     Seconds,
@@ -30,7 +31,7 @@ _ALLOWED = 'Deepgram\'s messages: {"type": "Results", ...}, UtteranceEnd, Speech
 
 
 # The channel, of how many.
-_Channels = Annotated[tuple[int, ...], Meta(min_length=1)]
+_Channels = Annotated[tuple[Channel, ...], Meta(min_length=1)]
 
 
 class _Alternative(msgspec.Struct, gc=False):

@@ -13,17 +13,28 @@ import re
 import msgspec
 
 from schemas.errors import BadRecord, Reason
-from schemas.feeds.tracks import Event, Feed, Seconds, Track, hypothesis, joined, milliseconds, next_utterance
+from schemas.feeds.tracks import (
+    Channel,
+    Event,
+    Feed,
+    Milliseconds,
+    Seconds,
+    Track,
+    hypothesis,
+    joined,
+    milliseconds,
+    next_utterance,
+)
 from schemas.speech import decode_json
 
 _ALLOWED = 'a StreamingRecognizeResponse: {"results": [{"alternatives": [{"transcript": ...}], "isFinal": ...}]}'
 
 
 class _Word(msgspec.Struct, gc=False):
-    start_time: int | str | None = None
-    startTime: int | str | None = None  # noqa: N815 - as JSON of protobuf has it
-    end_time: int | str | None = None
-    endTime: int | str | None = None  # noqa: N815
+    start_time: Milliseconds | str | None = None
+    startTime: Milliseconds | str | None = None  # noqa: N815 - as JSON of protobuf has it
+    end_time: Milliseconds | str | None = None
+    endTime: Milliseconds | str | None = None  # noqa: N815
 
 
 class _Alternative(msgspec.Struct, gc=False):
@@ -41,8 +52,8 @@ class _Result(msgspec.Struct, gc=False):
     resultEndOffset: str | None = None  # noqa: N815
     audio_processed: Seconds | None = None
     audioProcessed: Seconds | None = None  # noqa: N815
-    channel_tag: int = 0
-    channelTag: int = 0  # noqa: N815
+    channel_tag: Channel = 0
+    channelTag: Channel = 0  # noqa: N815
 
     @property
     def final(self) -> bool:

@@ -12,14 +12,17 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from schemas.speech import EndOfStream, SpeechEvent
+from schemas.speech import Count, EndOfStream, SpeechEvent
 
 # An utterance that never ends is ended here: ten minutes of speech.
 MAX_UTTERANCE_CHARACTERS = 8_000
 # Turns, or results, that are begun and not final.
 _MAX_OPEN = 64
 
+# Structs made in code are not validated: what a recognizer counts must be within bounds when it is read.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Milliseconds = Annotated[int, Meta(ge=-(10**12), le=10**12)]
+Channel = Count
 Event = SpeechEvent | EndOfStream
 
 

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.speech.desk import Desk
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Event, Feed
 from schemas.records import InputRecord, Source
 from schemas.speech import EndOfStream, SpeechEvent
 from schemas.speech_feeds import FeedName, read_events
+from tests.speech.speech_world import make_settings
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -174,3 +176,59 @@ _JSON = st.recursive(_SCALARS, lambda part: st.lists(part, max_size=3) | st.dict
 def test_rubbish_is_a_bad_record_and_nothing_else(feed_name: FeedName, value: bytes) -> None:
     with contextlib.suppress(BadRecord):
         read(feed_name, value, Feed("call-7"))
+
+
+# `@` is where a number stands.
+_NUMBERS: list[tuple[FeedName, str]] = [
+    ("penstock", '{"stream_id": "a", "utterance_id": "0", "revision": @, "is_final": true, "text": "hm"}'),
+    (
+        "penstock",
+        '{"stream_id": "a", "utterance_id": "0", "revision": 0, "is_final": true, "text": "hm", "start_ms": @}',
+    ),
+    (
+        "deepgram",
+        '{"type": "Results", "start": @, "duration": @, "is_final": true, "speech_final": true,'
+        ' "channel": {"alternatives": [{"transcript": "hm"}]}}',
+    ),
+    (
+        "deepgram",
+        '{"type": "Results", "start": 0, "duration": 1, "is_final": true, "speech_final": true, "channel_index": [@],'
+        ' "channel": {"alternatives": [{"transcript": "hm"}]}}',
+    ),
+    ("deepgram", '{"type": "UtteranceEnd", "channel": [@]}'),
+    ("assemblyai", '{"type": "Turn", "turn_order": @, "end_of_turn": true, "transcript": "hm"}'),
+    (
+        "assemblyai",
+        '{"type": "Turn", "turn_order": 0, "end_of_turn": true, "transcript": "hm",'
+        ' "words": [{"text": "hm", "start": @, "end": @}]}',
+    ),
+    ("google", '{"results": [{"alternatives": [{"transcript": "hm"}], "isFinal": true, "resultEndTime": "@s"}]}'),
+    ("google", '{"results": [{"alternatives": [{"transcript": "hm"}], "isFinal": true, "channelTag": @}]}'),
+    ("riva", '{"results": [{"alternatives": [{"transcript": "hm"}], "is_final": true, "audio_processed": @}]}'),
+    (
+        "riva",
+        '{"results": [{"alternatives": [{"transcript": "hm", "words": [{"start_time": @, "end_time": @}]}],'
+        ' "is_final": true}]}',
+    ),
+    (
+        "aws-transcribe",
+        '{"Transcript": {"Results": [{"ResultId": "a", "IsPartial": false, "StartTime": @, "EndTime": @,'
+        ' "Alternatives": [{"Transcript": "hm"}]}]}}',
+    ),
+    ("vosk", '{"text": "hm", "result": [{"start": @, "end": @}]}'),
+]
+_EXTREMES = ["0", "-1", "-1e-9", str(10**20), str(-(10**20)), str((1 << 53) - 1), "9" * 400, "9" * 5_000]
+_EXTREMES += ["1e9", "1e308", "1e999", "NaN", "Infinity", "-Infinity", "0.1", "1e-320"]
+
+
+@pytest.mark.parametrize(("feed_name", "message"), _NUMBERS)
+def test_extreme_numbers_are_events_that_can_be_kept_or_bad_records(feed_name: FeedName, message: str) -> None:
+    for number in _EXTREMES:
+        desk = Desk(make_settings(feed=feed_name))
+        value = message.replace("@", number).encode()
+        for offset in (0, 1):
+            record = InputRecord(Source("talk.speech", 0, offset), b"a", value, [])
+            for sent in desk.speech(record, now_s=0, now_ms=0):
+                assert sent.record.topic in ("talk.requests", "talk.dead-letters")
+        kept = {each.key: each.value for each in desk.writes() if each.value is not None}
+        Desk(make_settings(feed=feed_name)).load(kept.items(), now_s=0)
