@@ -61,6 +61,10 @@ def read(value: bytes, feed: Feed) -> list[Event]:
 def _read_result(result: _Result, feed: Feed) -> list[Event]:
     text = result.alternatives[0].transcript
     track = feed.track(result.result_id)
+    if not text.strip() and not track.revision:
+        if not result.is_partial:
+            del feed.tracks[result.result_id]
+        return []
     event = hypothesis(
         feed,
         track,
@@ -72,4 +76,4 @@ def _read_result(result: _Result, feed: Feed) -> list[Event]:
     )
     if event.is_final:
         del feed.tracks[result.result_id]
-    return [event] if text.strip() or event.revision else []
+    return [event]

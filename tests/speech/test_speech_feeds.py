@@ -114,6 +114,20 @@ def test_channels_have_utterances_of_their_own() -> None:
     ]
 
 
+def test_empty_results_are_no_utterance_until_something_is_said() -> None:
+    feed = Feed("call-7")
+    message = (
+        '{"Transcript": {"Results": [{"ResultId": "a", "IsPartial": %s, "Alternatives": [{"Transcript": "%s"}]}]}}'
+    )
+
+    def said(partial: str, text: str) -> list[tuple[int, str]]:
+        events = read("aws-transcribe", (message % (partial, text)).encode(), feed)
+        return [(event.revision, event.text) for event in events if isinstance(event, SpeechEvent)]
+
+    assert [said("true", ""), said("true", " "), said("false", ""), feed.tracks] == [[], [], [], {}]
+    assert [said("true", ""), said("true", "hm"), said("false", ""), feed.tracks] == [[], [(0, "hm")], [(1, "")], {}]
+
+
 def test_an_utterance_without_end_is_ended() -> None:
     feed = Feed("call-7")
     message = '{"type": "Results", "start": %d, "duration": 1, "is_final": true, "channel": %s}'
