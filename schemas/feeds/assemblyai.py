@@ -46,6 +46,10 @@ def read(value: bytes, feed: Feed) -> list[Event]:
             return _read_turn(decode_json(value, _turn, _ALLOWED), feed)
         case "Termination":
             return [EndOfStream(end_of_stream=True, stream_id=feed.stream_id)]
+        case "Begin" if feed.tracks:
+            # Its turns are counted from 0 again: nothing would tell them from those that were.
+            message = "a session begins in a stream that has had one; each session needs a stream's id (key) of its own"
+            raise BadRecord(Reason.BAD_EVENT, message)
         case "Begin" | "SpeechStarted":
             return []
         case other:

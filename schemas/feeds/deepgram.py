@@ -20,6 +20,7 @@ from schemas.feeds.tracks import (
     Feed,
     Seconds,
     Track,
+    begin_session,
     hypothesis,
     joined,
     milliseconds,
@@ -84,7 +85,9 @@ def read(value: bytes, feed: Feed) -> list[Event]:
 def _read_results(results: _Results, feed: Feed) -> list[SpeechEvent]:
     name = str(results.channel_index[0])
     track = feed.track(name)
-    start_ms, end_ms = milliseconds(results.start), milliseconds(results.start + results.duration)
+    end_ms = milliseconds(results.start + results.duration)
+    begin_session(feed, track, end_ms)
+    start_ms, end_ms = feed.stream_ms(milliseconds(results.start)), feed.stream_ms(end_ms)
     if end_ms <= track.settled_ms:
         return []  # a stretch that was settled before: a repeat
     text = joined([track.text, results.channel.alternatives[0].transcript])

@@ -20,6 +20,7 @@ from schemas.feeds.tracks import (
     Milliseconds,
     Seconds,
     Track,
+    begin_session,
     hypothesis,
     joined,
     milliseconds,
@@ -105,7 +106,8 @@ def _read_channel(name: str, results: list[_Result], feed: Feed) -> list[Event]:
     events: list[Event] = []
     interim: list[_Result] = []
     for result in results:
-        end_ms = result.end_ms
+        begin_session(feed, track, result.end_ms)
+        end_ms = _in_stream(feed, result.end_ms)
         if end_ms is not None and end_ms <= track.settled_ms:
             continue  # settled before: a repeat
         if not result.final:
@@ -123,12 +125,16 @@ def _read_channel(name: str, results: list[_Result], feed: Feed) -> list[Event]:
 def _hypothesis(feed: Feed, name: str, track: Track, results: list[_Result], *, is_final: bool) -> Event:
     """Of results that follow each other. Where none says when it began: where the one before it ended."""
     if track.start_ms is None:
-        told_ms = results[0].start_ms
+        told_ms = _in_stream(feed, results[0].start_ms)
         track.start_ms = track.settled_ms if told_ms is None else told_ms
     text = joined(result.text for result in results)
-    end_ms = max((end for result in results if (end := result.end_ms) is not None), default=None)
+    end_ms = max((end for result in results if (end := _in_stream(feed, result.end_ms)) is not None), default=None)
     utterance_id = f"{name}/{track.utterance}"
     return hypothesis(feed, track, utterance_id, text, is_final=is_final, start_ms=track.start_ms, end_ms=end_ms)
+
+
+def _in_stream(feed: Feed, time_ms: int | None) -> int | None:
+    return None if time_ms is None else feed.stream_ms(time_ms)
 
 
 def _time_ms(*told: int | str | None) -> int | None:

@@ -16,6 +16,10 @@ from schemas.speech import Count, EndOfStream, SpeechEvent
 
 # An utterance that never ends is ended here: ten minutes of speech.
 MAX_UTTERANCE_CHARACTERS = 8_000
+# What a producer sends again reaches back some seconds; times that go back further are another session's.
+REPEATED_MS = 10_000
+# Times of a stream stay below this, whatever its sessions say.
+_MOST_SESSIONS_MS = 1 << 52
 # Turns, or results, that are begun and not final.
 _MAX_OPEN = 64
 
@@ -38,18 +42,36 @@ class Track(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Feed(msgspec.Struct, array_like=True, omit_defaults=True):
-    """Of a stream: a track for each channel, or for each result that is not final yet."""
+    """Of a stream: a track for each channel, or for each result that is not final yet; and where in the stream the
+    recognizer's session began, whose times count from there."""
 
     stream_id: str
     tracks: dict[str, Track] = {}
+    session_ms: int = 0
 
     def track(self, name: str) -> Track:
         """The track of that name, a new one where there is none."""
         if name not in self.tracks:
             while len(self.tracks) >= _MAX_OPEN:
                 del self.tracks[next(iter(self.tracks))]
-            self.tracks[name] = Track()
+            self.tracks[name] = Track(settled_ms=self.session_ms)
         return self.tracks[name]
+
+    def stream_ms(self, session_ms: int) -> int:
+        """A time of the recognizer's session, in the stream."""
+        return self.session_ms + session_ms
+
+
+def begin_session(feed: Feed, track: Track, end_ms: int | None) -> None:
+    """Where what ends at `end_ms` ends far before what is settled: the recognizer has begun a session anew, which goes
+    on where the one before ended, with other utterances."""
+    if end_ms is None or feed.session_ms + end_ms >= track.settled_ms - REPEATED_MS:
+        return
+    feed.session_ms = min(max(each.settled_ms for each in feed.tracks.values()), _MOST_SESSIONS_MS)
+    for each in feed.tracks.values():
+        each.settled_ms = feed.session_ms
+        if each.revision or each.text:
+            next_utterance(each)
 
 
 def hypothesis(

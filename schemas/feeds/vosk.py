@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.errors import BadRecord, Reason
-from schemas.feeds.tracks import Event, Feed, Seconds, hypothesis, milliseconds, next_utterance
+from schemas.feeds.tracks import Event, Feed, Seconds, begin_session, hypothesis, milliseconds, next_utterance
 from schemas.speech import decode_json
 
 _ALLOWED = 'Vosk\'s {"partial": "..."} or {"text": "...", "result": [...]}'
@@ -54,14 +54,16 @@ def read(value: bytes, feed: Feed) -> list[Event]:
 
 def _hypothesis(feed: Feed, text: str, words: list[_Word], *, is_final: bool) -> list[Event]:
     track = feed.track(_CHANNEL)
-    end_ms = milliseconds(words[-1].end) if words else None
+    if words:
+        begin_session(feed, track, milliseconds(words[-1].end))
+    end_ms = feed.stream_ms(milliseconds(words[-1].end)) if words else None
     if end_ms is not None and end_ms <= track.settled_ms:
         return []  # settled before: a repeat
     # Silence: an utterance that was never begun.
     if not text.strip() and (not is_final or not track.revision):
         return []
     if words and track.start_ms is None:
-        track.start_ms = milliseconds(words[0].start)
+        track.start_ms = feed.stream_ms(milliseconds(words[0].start))
     event = hypothesis(
         feed, track, str(track.utterance), text, is_final=is_final, start_ms=track.start_ms, end_ms=end_ms
     )

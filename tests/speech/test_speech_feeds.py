@@ -114,6 +114,53 @@ def test_channels_have_utterances_of_their_own() -> None:
     ]
 
 
+# The second at which it begins, and ends, a tenth of one later.
+_SESSIONS: dict[FeedName, str] = {
+    "deepgram": '{"type": "Results", "start": %d, "duration": 0.1, "is_final": true, "speech_final": %s,'
+    ' "channel": {"alternatives": [{"transcript": "hm"}]}}',
+    "google": '{"results": [{"alternatives": [{"transcript": "hm"}], "resultEndTime": "%d.1s", "isFinal": %s}]}',
+}
+
+
+@pytest.mark.parametrize("feed_name", [*_SESSIONS])
+def test_a_session_that_is_begun_anew_goes_on_with_other_utterances(feed_name: FeedName) -> None:
+    feed = Feed("call-7")
+    said: list[tuple[str, int, int | None]] = []
+    for second, final in [(290, "true"), (291, "false"), (290, "true"), (1, "false"), (2, "true"), (2, "true")]:
+        feed = msgspec.convert(msgspec.to_builtins(feed), Feed)
+        for event in read(feed_name, (_SESSIONS[feed_name] % (second, final)).encode(), feed):
+            assert isinstance(event, SpeechEvent)
+            said.append((event.utterance_id, event.revision, event.end_ms))
+    # Where the one before was settled: Deepgram settles what is not the end of an utterance, too.
+    before_ms = 291_100 if feed_name == "deepgram" else 290_100
+    assert said == [
+        ("0/0", 0, 290_100),
+        ("0/1", 0, 291_100),
+        ("0/2", 0, before_ms + 1_100),
+        ("0/2", 1, before_ms + 2_100),
+    ]
+
+
+def test_a_session_of_vosk_that_is_begun_anew_goes_on_with_other_utterances() -> None:
+    feed = Feed("call-7")
+    message = '{"text": "hm", "result": [{"start": %d, "end": %d}]}'
+    said = [read("vosk", (message % place).encode(), feed) for place in [(289, 290), (289, 290), (0, 1), (1, 2)]]
+    assert [
+        (event.utterance_id, event.start_ms, event.end_ms)
+        for events in said
+        for event in events
+        if isinstance(event, SpeechEvent)
+    ] == [("0", 289_000, 290_000), ("1", 290_000, 291_000), ("2", 291_000, 292_000)]
+
+
+def test_sessions_that_can_not_be_told_apart_are_told() -> None:
+    feed = Feed("call-7")
+    assert read("assemblyai", b'{"type": "Begin"}', feed) == []
+    read("assemblyai", b'{"type": "Turn", "turn_order": 0, "end_of_turn": true, "transcript": "hm"}', feed)
+    with pytest.raises(BadRecord, match="each session needs a stream's id"):
+        read("assemblyai", b'{"type": "Begin"}', feed)
+
+
 def test_empty_results_are_no_utterance_until_something_is_said() -> None:
     feed = Feed("call-7")
     message = (
