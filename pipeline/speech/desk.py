@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from pipeline.settings import EnsembleSettings
+from pipeline.speech.letters import letter_of
 from schemas.errors import BadRecord
 from schemas.feeds.tracks import Feed
-from schemas.headers import CLOUDEVENTS_ID, dead_letter_headers, read_cause
+from schemas.headers import CLOUDEVENTS_ID, read_cause
 from schemas.records import Headers, InputRecord, OutputRecord
 from schemas.speech_feeds import read_events, stream_of
 from schemas.transcripts import encode_transcript, encode_utterance
@@ -311,15 +312,6 @@ class Desk:
         return Outgoing(stream.head.partition, OutputRecord(topic, stream.stream_id.encode(), value, headers))
 
     def _dead_letter(self, record: InputRecord, error: BadRecord) -> Outgoing:
-        log.warning("dead letter: %s: %s", record.source, error)
+        log.warning("dead letter: %s: %.4000s", record.source, error)
         self.counts[f"dead letter: {error.reason}"] += 1
-        headers = dead_letter_headers(
-            error,
-            source=record.source,
-            stage="transcripts",
-            group=self._settings.transcripts_group,
-            style=self._settings.dead_letters.header_style,
-        )
-        topic = self._settings.topic_names.dead_letters
-        letter = OutputRecord(topic, record.key, record.value, [*record.headers, *headers], [record.source])
-        return Outgoing(record.source.partition, letter)
+        return Outgoing(record.source.partition, letter_of(record, error, self._settings))

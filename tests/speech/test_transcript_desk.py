@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.topics import MAX_RECORD_BYTES
 from schemas.feeds.tracks import Feed
-from schemas.headers import read_cause
+from schemas.headers import original_headers, read_cause
+from schemas.records import Headers, Source
 from schemas.transcripts import AnnotatedUtterance, encode_transcript
 from stages.transcripts import Head
 from tests.speech.speech_world import World, answer, end, event, failed, make_settings
@@ -258,6 +260,37 @@ def test_a_bad_event_is_a_dead_letter_and_its_neighbours_do_not_notice(
     cause = read_cause(letter.headers)
     assert cause is not None
     assert (cause.reason, cause.stage, cause.topic, cause.offset) == (reason, "transcripts", "talk.speech", 1)
+
+
+_LARGE = MAX_RECORD_BYTES - 200
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "headers", "left_out"),
+    [
+        (b"x" * _LARGE, b"a", [("trace", b"1")], ["value"]),
+        (b"x", b"a", [("trace", b"1" * _LARGE)], ["value", "headers"]),
+        (b"x", b"k" * _LARGE, [], ["value", "headers", "key"]),
+        (b'{"type": "%s"}' % (b"x" * (1 << 20)), b"a", [("trace", b"1")], []),
+    ],
+)
+def test_a_bad_event_that_is_too_large_is_told_without_what_has_no_room(
+    value: bytes, key: bytes, headers: Headers, left_out: list[str]
+) -> None:
+    world = World(make_settings(feed="deepgram"))
+    world.say(value, key=key, headers=headers)
+    world.settle()
+    [letter] = world.letters
+    assert letter.value == (None if left_out else value)
+    assert letter.key == (None if "key" in left_out else key)
+    assert original_headers(letter.headers) == ([] if "headers" in left_out else headers)
+    cause = read_cause(letter.headers)
+    assert cause is not None
+    assert cause.source == Source("talk.speech", 0, 0)
+    said = cause.message or ""
+    assert len(said) < 5_000
+    words = {"value": "its value of", "headers": "its headers are left out", "key": "its key of"}
+    assert [word for word, phrase in words.items() if phrase in said] == left_out
 
 
 def test_a_stream_has_so_many_utterances() -> None:
