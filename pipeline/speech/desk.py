@@ -47,6 +47,9 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     record: OutputRecord
 
 
+_Asked = tuple[str, int, bool]
+
+
 class Write(msgspec.Struct, frozen=True, gc=False):
     """A piece of state to be kept; None: to be forgotten."""
 
@@ -95,8 +98,9 @@ class Desk:
         # Left over by a crash between two writes.
         self._leftovers: list[Write] = []
         self._heard_s: dict[str, float] = {}
-        # When a stream's outstanding requests are looked at next, and after what wait.
-        self._overdue: dict[str, tuple[float, float]] = {}
+        # Of each stream: what must be answered, by utterance, revision and finality; when it is asked again, and after
+        # what wait.
+        self._overdue: dict[str, dict[_Asked, tuple[float, float]]] = {}
 
     def load(self, kept: Iterable[tuple[bytes, bytes]], now_s: float) -> None:
         """Begin with the state that was kept. Silence begins anew, too."""
@@ -195,6 +199,7 @@ class Desk:
             if stream.head.done:
                 if silent_s >= self._speech.remember_ms / 1e3:
                     del self._streams[stream_id], self._heard_s[stream_id]
+                    self._overdue.pop(stream_id, None)
                     self._touched.pop(stream_id, None)
                     self._leftovers.append(Write(stream.head.partition, _json([stream_id]), None))
                 continue
@@ -256,24 +261,28 @@ class Desk:
     def _answered(self, stream: Stream, answer: Answer, now_s: float, now_ms: float) -> list[Outgoing]:
         effects = stream.answered(answer)
         self._touched.setdefault(stream.stream_id, False)
-        if not stream.outstanding():
-            self._overdue.pop(stream.stream_id, None)
         return self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
 
     def _asked_again(self, stream: Stream, *, now_s: float, now_ms: float) -> list[Outgoing]:
         """Nothing should ever be: results are not lost. Unless somebody deleted them."""
-        outstanding = stream.outstanding()
-        if not outstanding:
-            return []
         first_s = self._speech.resend_after_ms / 1e3
-        due_s, wait_s = self._overdue.setdefault(stream.stream_id, (now_s + first_s, first_s))
-        if now_s < due_s:
-            return []
-        wait_s = min(2 * wait_s, _LONGEST_RESEND_S)
-        self._overdue[stream.stream_id] = now_s + wait_s, wait_s
-        log.warning("asked again, unanswered for %.0f s: %d utterances of a stream", wait_s / 2, len(outstanding))
-        self.counts["asked_again"] += len(outstanding)
-        return [self._request(stream, each, now_ms) for each in outstanding]
+        before = self._overdue.pop(stream.stream_id, {})
+        waits: dict[_Asked, tuple[float, float]] = {}
+        overdue: list[Ask] = []
+        for ask in stream.outstanding():
+            asked = ask.utterance_id, ask.hypothesis.revision, ask.hypothesis.is_final
+            due_s, wait_s = before.get(asked, (now_s + first_s, first_s))
+            if now_s >= due_s:
+                overdue.append(ask)
+                wait_s = min(2 * wait_s, _LONGEST_RESEND_S)
+                due_s = now_s + wait_s
+            waits[asked] = due_s, wait_s
+        if waits:
+            self._overdue[stream.stream_id] = waits
+        if overdue:
+            log.warning("asked again, as nothing answered: %d utterances of a stream", len(overdue))
+            self.counts["asked_again"] += len(overdue)
+        return [self._request(stream, each, now_ms) for each in overdue]
 
     def _sent(self, stream: Stream, effects: list[Effect], *, now_s: float, now_ms: float) -> list[Outgoing]:
         outgoing: list[Outgoing] = []

@@ -192,6 +192,41 @@ def test_a_final_that_came_too_late_is_asked_again() -> None:
     assert [each["type"] for each in world.transcripts] == ["utterance", "transcript"]
 
 
+def test_what_is_answered_in_time_is_not_asked_again() -> None:
+    """However long some request of the stream has been outstanding."""
+    world = World(make_settings(resend_after_ms=3_000))
+    for second in range(20):
+        world.say(event("a", str(second), 0, f"{second}", final=True))
+        world.read("speech")
+        world.read("result", max(0, len(world.logs["result"]) - 2 - world.committed["result"]))
+        world.tick(1)
+    assert world.desk.counts["asked_again"] == 0
+
+
+def test_waits_double_for_each_request_and_are_forgotten_with_its_stream() -> None:
+    silent = {"0", "1"}
+    world = World(
+        make_settings(resend_after_ms=1_000, remember_ms=1_000),
+        answers=lambda text, _: None if text in silent else answer(text),
+    )
+    asked: list[tuple[int, str]] = []
+    for half in range(16):
+        if half in (0, 5):
+            world.say(event("a", str(half), 0, str(half // 5), final=True))
+            world.settle()
+        before = len(world.requests)
+        world.tick(0.5)
+        asked += [(half, text) for text, _ in world.requests[before:]]
+    # First seen half a second after it was asked; after that 1 s, 2 s, 4 s.
+    assert asked == [(2, "0"), (6, "0"), (7, "1"), (11, "1"), (14, "0")]
+    silent.clear()
+    world.say(end("a"))
+    world.tick(8)
+    world.settle()
+    world.tick(2)
+    assert (world.desk.streams, world.desk._overdue) == ({}, {})
+
+
 def test_silence_ends_a_stream_and_time_forgets_it() -> None:
     world = said(event("a", "0", 0, "hm", final=True), silence_ms=1_000, remember_ms=2_000)
     world.tick(0.9)
