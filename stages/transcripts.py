@@ -127,7 +127,8 @@ class Stream:
         self, head: Head, utterances: list[Utterance] | None = None, *, context_characters: int, max_utterances: int
     ) -> None:
         self.head = head
-        self.utterances = {each.utterance_id: each for each in utterances or []}
+        # In the order in which they were heard of first.
+        self.utterances = {each.utterance_id: each for each in sorted(utterances or [], key=lambda each: each.begun)}
         if head.done:
             self.utterances = {}
         self._context_characters = context_characters
@@ -170,7 +171,8 @@ class Stream:
             event.revision, event.is_final, event.text, event.start_ms, event.end_ms, self._context(begun)
         )
         if utterance is None:
-            utterance = self.utterances[event.utterance_id] = Utterance(event.utterance_id, begun, place, heard)
+            utterance = Utterance(event.utterance_id, begun, place, heard)
+            self._add(utterance)
         utterance.heard = place
         utterance.newest = heard
         return self._ask(utterance)
@@ -228,6 +230,13 @@ class Stream:
         """Those whose newest text is not annotated, as they were said."""
         return sorted((self.utterances[name] for name in self._unsettled), key=lambda each: each.begun)
 
+    def _add(self, utterance: Utterance) -> None:
+        last = next(reversed(self.utterances.values()), None)
+        self.utterances[utterance.utterance_id] = utterance
+        # After a crash, one that was not kept is heard of again behind later ones that were.
+        if last is not None and utterance.begun < last.begun:
+            self.utterances = dict(sorted(self.utterances.items(), key=lambda each: each[1].begun))
+
     def _note(self, utterance: Utterance) -> None:
         """It has changed."""
         self._changed.add(utterance.utterance_id)
@@ -240,9 +249,9 @@ class Stream:
         """The end of what was said before an utterance, as far as it is final; it begins with a whole word."""
         most = self._context_characters
         said = ""
-        before = (each for each in self.utterances.values() if each.begun < begun and each.newest.is_final)
-        for utterance in sorted(before, key=lambda each: each.begun, reverse=True) if most else ():
-            if utterance.newest.text:
+        # The newest first: of a long stream only its end is looked at.
+        for utterance in reversed(self.utterances.values()) if most else ():
+            if utterance.begun < begun and utterance.newest.is_final and utterance.newest.text:
                 said = f"{utterance.newest.text.strip()} {said}".strip()
                 if len(said) > most:
                     break
@@ -288,7 +297,7 @@ class Stream:
 
     def _transcript(self) -> Iterator[AnnotatedUtterance]:
         """In the order in which they were said, or, where not all say when that was, were first heard of."""
-        utterances = sorted(self.utterances.values(), key=lambda each: each.begun)
+        utterances = [*self.utterances.values()]
         if all(each.newest.start_ms is not None for each in utterances):
             utterances.sort(key=lambda each: each.newest.start_ms or 0)
         for utterance in utterances:

@@ -12,8 +12,9 @@ from pipeline.topics import MAX_RECORD_BYTES
 from schemas.feeds.tracks import Feed
 from schemas.headers import original_headers, read_cause
 from schemas.records import Headers, Source
+from schemas.speech import SpeechEvent
 from schemas.transcripts import AnnotatedUtterance, encode_transcript
-from stages.transcripts import Head
+from stages.transcripts import Ask, Head, Stream
 from tests.speech.speech_world import World, answer, end, event, failed, make_settings
 
 
@@ -355,6 +356,45 @@ def test_what_was_said_before_is_read_too_and_left_out_of_the_outputs() -> None:
         ],
         "v": [0.0, 1],
     }
+
+
+class _Counted(tuple[int, int]):
+    """A place in the feed that counts how often one is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: tuple[int, int]) -> bool:
+        _Counted.compared += 1
+        return super().__lt__(other)
+
+
+def test_for_its_context_only_the_end_of_a_long_stream_is_looked_at() -> None:
+    stream = Stream(Head(0, Feed("a")), context_characters=20, max_utterances=1_000)
+    for number in range(200):
+        _Counted.compared = 0
+        heard = SpeechEvent(
+            stream_id="a", utterance_id=str(number), revision=0, is_final=True, text=f"said as number {number}"
+        )
+        [ask] = stream.hear(heard, _Counted((number, 0)))
+    assert isinstance(ask, Ask)
+    assert ask.hypothesis.context == "said as number 198"
+    assert _Counted.compared < 10
+
+
+def test_the_context_is_in_order_where_a_crash_has_kept_the_later_of_two() -> None:
+    def heard(number: int) -> SpeechEvent:
+        return SpeechEvent(stream_id="a", utterance_id=str(number), revision=0, is_final=True, text=f"said {number}")
+
+    stream = Stream(Head(0, Feed("a")), context_characters=100, max_utterances=9)
+    for offset in (0, 2, 1, 3):
+        [ask] = stream.hear(heard(offset), (offset, 0))
+    assert isinstance(ask, Ask)
+    assert ask.hypothesis.context == "said 0 said 1 said 2"
+    kept = [*stream.utterances.values()][::-1]
+    again = Stream(stream.head, kept, context_characters=100, max_utterances=9)
+    [ask] = again.hear(heard(4), (4, 0))
+    assert isinstance(ask, Ask)
+    assert ask.hypothesis.context == "said 0 said 1 said 2 said 3"
 
 
 def test_others_results_and_rubbish_are_passed_over() -> None:
