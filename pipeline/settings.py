@@ -198,7 +198,8 @@ class EnsembleSettings(WholeFile):
     and SIGKILL, and under max.poll.interval.ms (300 s)."""
 
     speech: SpeechSettings | None = None
-    """Of `penstock transcripts`, which runs without it too, on its defaults."""
+    """Where it is there, `penstock up` starts the transcripts too. `penstock transcripts` runs without it, on its
+    defaults."""
 
     http: HttpSettings = HttpSettings()
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)

@@ -10,7 +10,8 @@ from schemas.speech_feeds import FeedName
 
 
 class SpeechSettings(Section):
-    """Of `penstock transcripts`; without effect on the stages. The ensemble's tasks must read texts."""
+    """Of `penstock transcripts`, which `penstock up` starts beside the stages where this section is there. The
+    ensemble's tasks must read texts."""
 
     feed: FeedName = "penstock"
     """What the feed's topic carries: Penstock's own speech events, or a recognizer's messages as they came, keyed by
