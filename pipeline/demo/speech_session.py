@@ -115,8 +115,8 @@ class SpeechSession:
         if missing := [each for each in (names.speech, names.transcripts) if each not in there]:
             address = settings.kafka.bootstrap_servers
             raise UserError(
-                f"no topic {missing[0]} at {address}: run `penstock up` and `penstock transcripts` of this ensemble "
-                "there, or leave --bootstrap out to run all of it here"
+                f"no topic {missing[0]} at {address}: run `penstock up` of this ensemble there, with `speech:` in its "
+                "file, or leave --bootstrap out to run all of it here"
             )
         self._settings = settings
         self._tell_topics("Kafka")

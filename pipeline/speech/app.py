@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import faust
@@ -93,7 +94,9 @@ class TranscriptsApp:
         # Of the feed's partitions: records that are read and not handled yet.
         self._unheard: Counter[int] = Counter()
         self._tick_due_s = 0.0
-        self._app = _faust_app(settings, None if embedded else instance, embedded=embedded)
+        # Faust makes a folder for tables that it keeps in memory.
+        self._folder = TemporaryDirectory(prefix="penstock-transcripts-", ignore_cleanup_errors=True)
+        self._app = _faust_app(settings, None if embedded else instance, self._folder.name, embedded=embedded)
         if embedded:
             use_short_fetches(self._app)
         partitions = settings.topics.partitions
@@ -126,6 +129,7 @@ class TranscriptsApp:
         if self.failure is None and self.ready:
             await self._app.commit(self._topics)
         await self._app.stop()
+        self._folder.cleanup()
 
     def _read(self, name: str, kind: Kind) -> None:
         topic = self._app.topic(
@@ -234,9 +238,10 @@ class TranscriptsApp:
         self._stopped.set()
 
 
-def _faust_app(settings: EnsembleSettings, instance: str | None, *, embedded: bool) -> faust.App:
+def _faust_app(settings: EnsembleSettings, instance: str | None, folder: str, *, embedded: bool) -> faust.App:
     return faust.App(
         settings.transcripts_group,
+        datadir=folder,
         **client_settings(settings.kafka, embedded=embedded),
         consumer_group_instance_id=instance,
         consumer_auto_offset_reset="earliest",
