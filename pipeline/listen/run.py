@@ -173,8 +173,8 @@ class _Listening:
         elif self._doubt_s is not None and time.monotonic() > self._doubt_s:
             self._doubt_s = math.inf
             self._session.screen.warn(
-                f"nothing is annotated after {_DOUBT_S:g} s: does `penstock up` of this ensemble run, with `speech:` in "
-                "its file?"
+                f"nothing is annotated after {_DOUBT_S:g} s: does `penstock up` of this ensemble run, with `speech:` "
+                "in its file?"
             )
         self._watch()
 
