@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from engines.errors import EngineError
 from engines.heads import ModelOutput, PooledOutput, TokenOutput, check_outputs
 from engines.numpy_outputs import finished, pooled
+from engines.own_exits import no_exit
 from engines.rows import SECOND_TYPE, Engine, PackedRows
 
 
@@ -52,8 +53,10 @@ class BatchCall:
     def __init__(self, engine: Any, name: str) -> None:
         self.name = name
         self._engine = engine
-        self._reads_types = "token_type_ids" in inspect.signature(engine).parameters
+        with no_exit():
+            self._reads_types = "token_type_ids" in inspect.signature(engine).parameters
 
+    @no_exit()
     def __call__(self, rows: PackedRows) -> dict[str, NDArray[Any]]:
         """Of rows of one text each. A single array has the name "output". Raises what the engine raises, EngineError
         where it answers no arrays of numbers."""
@@ -66,6 +69,7 @@ class BatchCall:
         named = answer if isinstance(answer, Mapping) else {"output": answer}
         return {str(name): self._array(name, each) for name, each in named.items()}
 
+    @no_exit()
     def close(self) -> None:
         """Where the engine wants to know."""
         if hasattr(self._engine, "close"):
@@ -139,6 +143,7 @@ class CheckedRows:
     """Implements `engines.rows.Engine` over one of the user's own that reads packed rows: what it answers has the
     shape that it promised, or is an EngineError."""
 
+    @no_exit()
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
         self._name = name
@@ -154,7 +159,8 @@ class CheckedRows:
         return self._of_tokens
 
     def run(self, rows: PackedRows) -> dict[str, NDArray[np.float32]]:
-        found = self._engine.run(rows)
+        with no_exit():
+            found = self._engine.run(rows)
         answers: dict[str, NDArray[np.float32]] = {}
         for name, width in self._widths.items():
             if not isinstance(found, Mapping) or name not in found:
@@ -167,6 +173,7 @@ class CheckedRows:
             answers[name] = array.astype(np.float32, copy=False)
         return answers
 
+    @no_exit()
     def close(self) -> None:
         if hasattr(self._engine, "close"):
             self._engine.close()

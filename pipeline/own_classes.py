@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from engines.own_exits import no_exit
 from pipeline.class_paths import ClassPath
 from pipeline.settings import EnsembleSettings
 from stages.blame import told
@@ -61,7 +62,8 @@ def made(
     wanted = {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
     keywords = {name: value for name, value in offered.items() if name in wanted} | dict(options)
     try:
-        return kind(**keywords)
+        with no_exit():
+            return kind(**keywords)
     except Exception as err:  # a user's own code raises anything
         given = f" with {', '.join(keywords)}" if keywords else ""
         message = f"{path} can't be made{given}: {told(err)}: correct its options, or the class"

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.own_exits import no_exit
 from schemas.packs import PackedText
 from schemas.parameters import NOTHING_ASKED, Parameters
 from schemas.results import Output
@@ -37,6 +38,7 @@ class OwnTextTask:
         self._name = name
         self._asks = asks
 
+    @no_exit()
     def __call__(self, rows: NDArray[np.float64], asked: Sequence[Parameters | None] = ()) -> list[Output]:
         if self._asks:
             answers = self._task(rows, [each or NOTHING_ASKED for each in asked or [None] * len(rows)])
@@ -55,6 +57,7 @@ class OwnPairsTask:
         self._task = task
         self._name = name
 
+    @no_exit()
     def of_pairs(self, rows: NDArray[np.float64], text: PackedText) -> Output:
         return _as_json(self._task.of_pairs(rows, text), self._name)
 
@@ -66,6 +69,7 @@ class OwnTokensTask:
         self._task = task
         self._name = name
 
+    @no_exit()
     def of_tokens(self, rows: NDArray[np.float64], details: NDArray[np.int32], text: PackedText) -> Output:
         return _as_json(self._task.of_tokens(rows, details, text), self._name)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.own_exits import no_exit
 from schemas.packs import DETAILS, SECOND_TEXT, SPECIAL
 from stages.errors import TokenizerError
 from stages.pairs import PairTemplate
@@ -30,6 +31,7 @@ class PlainTokens:
     `pairs` is None where the tokenizer reads no pairs.
     """
 
+    @no_exit()
     def __init__(self, tokenizer: Any, name: str) -> None:
         """`tokenizer` is a `stages.own.Tokenizer`, `name` for messages. Raises TokenizerError."""
         self._tokenizer = tokenizer
@@ -56,6 +58,7 @@ class PlainTokens:
             for ids in self.ids(texts)
         ]
 
+    @no_exit()
     def ids(self, texts: Sequence[str]) -> list[Ids]:
         """Of each text, without special tokens, however long it is. Raises likewise."""
         return self._checked(self._tokenizer(list(texts)), len(texts))
@@ -105,6 +108,7 @@ class PlainTokens:
             raise ValueError(f"{self._name} answers a token id that is none: {array.min()} to {array.max()}")
         return array.astype(np.int32)
 
+    @no_exit()
     def _characters(self, texts: Sequence[str]) -> Sequence[Ids | None]:
         if self._offsets is None:
             return [None] * len(texts)
@@ -150,7 +154,8 @@ class PlainTokens:
         if build is None:
             return ids[0]
         try:
-            return [int(token) for token in build(*ids)]
+            with no_exit():
+                return [int(token) for token in build(*ids)]
         except Exception as err:  # a user's own code raises anything
             raise self._no_template(f"{type(err).__name__}: {err}") from err
 

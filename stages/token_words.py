@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from engines.own_exits import no_exit
 from stages.errors import TokenizerError
 from stages.tokenizer_files import load_tokenizer
 
@@ -52,6 +53,7 @@ def no_method(tokenizer: str, name: str) -> TokenizerError:
 class OwnTokenWords(TokenWords):
     """Of a tokenizer of the user's own (`stages.own.Tokenizer`)."""
 
+    @no_exit()
     def __init__(self, tokenizer: Any) -> None:
         """Raises TokenizerError where it does not write its tokens."""
         for name in ("offsets", "convert_ids_to_tokens", "convert_tokens_to_string"):
@@ -61,10 +63,12 @@ class OwnTokenWords(TokenWords):
         self.marks_subwords = bool(getattr(tokenizer, "continuing_subword_prefix", None))
         self._tokenizer = tokenizer
 
+    @no_exit()
     def token(self, number: int) -> str:
         [token] = self._tokenizer.convert_ids_to_tokens([number])
         return str(token)
 
+    @no_exit()
     def joined(self, tokens: Sequence[str]) -> str:
         return str(self._tokenizer.convert_tokens_to_string([*tokens]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from stages.own import BadRecord, Reason
@@ -101,6 +103,51 @@ class Best:
 
     def of_pairs(self, rows, text):
         return int(rows[:, 0].argmax())
+
+
+class ExitingLetters(Letters):
+    """Ends the process on a '?'."""
+
+    def __call__(self, texts):
+        if any("?" in text for text in texts):
+            sys.exit("no '?' please")
+        return super().__call__(texts)
+
+    def convert_ids_to_tokens(self, ids):
+        raise SystemExit
+
+
+class ExitingNumbers(Numbers):
+    """On a '^'."""
+
+    def __call__(self, input_ids, attention_mask, token_type_ids):
+        if (input_ids == 1000 + ord("^")).any():
+            sys.exit(3)
+        return super().__call__(input_ids, attention_mask, token_type_ids)
+
+
+class ExitingCount(Count):
+    """On a long text."""
+
+    def __call__(self, rows):
+        if (rows[:, 0] > 800).any():
+            sys.exit(4)
+        return super().__call__(rows)
+
+
+class Exits:
+    def __init__(self, **options):
+        sys.exit(2)
+
+
+class ExitingTokens(Bare):
+    def __call__(self, texts):
+        sys.exit(1)
+
+
+class ExitingRows(Rows):
+    def run(self, rows):
+        sys.exit(1)
 
 
 class NoMethod:

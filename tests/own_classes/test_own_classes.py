@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.describe import asyncapi
 from pipeline.ensemble import Ensemble, Refused
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkerFailure
 from pipeline.settings import EnsembleSettings, load_ensemble
 from schemas.results import Entity, Result
 from tests.engines.conftest import TINY_CONFIG
@@ -60,6 +60,27 @@ def test_each_failure_is_one_dead_letter(folder: Path) -> None:
         f"engine_failed: {OWN}:Numbers answers 'last_hidden_state' of shape (1, 1): (1, 16, 24) is wanted"
     )
     assert found[6] == "bad_request: no ampersands"
+
+
+def test_what_ends_a_process_fails_like_anything_else(folder: Path) -> None:
+    """Of a text, of the tokenizer, the engine or the task."""
+    changes = {"tokenizer": {"class": f"{OWN}:ExitingLetters"}, "engine": {"kind": f"{OWN}:ExitingNumbers"}}
+    model = {"pooling": "mean", "normalize": False}
+    found = answers(
+        settings_of(folder, task=f"{OWN}:ExitingCount", model=model, **changes), "a", "a?", "^b", "zzzzz", "a"
+    )
+    assert found[0] == found[4] == {"count": 433.33}
+    said = "stage_failed: OwnExit: SystemExit(%s), which would end the worker (own_ones.py:"
+    for answer, code in zip(found[1:4], ("\"no '?' please\"", "3", "4"), strict=True):
+        assert answer.startswith(said % code)
+
+
+def test_a_tokenizer_that_ends_the_process_over_a_token(folder: Path) -> None:
+    labels = {"vocab_size": 5000, "id2label": {place: f"L{place}" for place in range(24)}}
+    (folder / "config.json").write_text(json.dumps(TINY_CONFIG | labels))
+    changes = {"task": "token-classification", "tokenizer": {"class": f"{OWN}:ExitingLetters"}}
+    with pytest.raises(WorkerFailure, match="fails whatever the text: OwnExit: SystemExit, which would end the worker"):
+        answers(settings_of(folder, **changes), "x")
 
 
 def test_outputs_that_are_no_json(folder: Path) -> None:
@@ -157,6 +178,16 @@ def test_over_topics(settings: Callable[..., EnsembleSettings], folder: Path, fu
             f"tokenizer.class: {OWN}:Bare can't be made with a: TypeError: Bare() takes no arguments",
         ),
         ({"tokenizer": {"class": f"{OWN}:Halves"}}, "Halves answers float64 (1,) of a text: whole numbers are wanted"),
+        (
+            {"tokenizer": {"class": f"{OWN}:Exits"}},
+            "Exits can't be made: OwnExit: SystemExit(2), which would end the worker (own_ones.py:",
+        ),
+        ({"tokenizer": {"class": f"{OWN}:ExitingTokens"}}, "fails on the text 'a': OwnExit: SystemExit(1), which"),
+        ({"engine": {"kind": f"{OWN}:Exits"}}, f"engine.kind: {OWN}:Exits can't be made: OwnExit: SystemExit(2)"),
+        (
+            {"engine": {"kind": f"{OWN}:ExitingRows"}},
+            "fails on two texts of token 0: OwnExit: SystemExit(1)",
+        ),
         ({"tokenizer": {"class": f"{OWN}:Few"}}, "Few answers 0 lists: one list of token ids a text is wanted"),
         ({"tokenizer": {"class": f"{OWN}:NoText"}}, "NoText.build_inputs_with_special_tokens: token ids in"),
         (
