@@ -5,6 +5,7 @@ What they raise passes: `stages.blame` finds whose text it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -88,9 +89,23 @@ def own_task(task: Any, name: str, *, reads: str, asks: bool) -> AnyTask:
 def _as_json(answer: object, name: str) -> Output:
     """As it is. Raises TypeError where no result could hold it."""
     try:
-        msgspec.json.encode(answer)
+        encoded = msgspec.json.encode(answer)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as err:
         raise TypeError(
             f"{name} answers what is no JSON ({err}): make NumPy's numbers float() or int(), arrays .tolist()"
         ) from err
+    # What is not finite is written so.
+    if b"null" in encoded and not _finite(msgspec.to_builtins(answer)):
+        raise TypeError(f"{name} answers what is no JSON (a number is not finite): make it a finite one, or None")
     return cast(Output, answer)
+
+
+def _finite(answer: object) -> bool:
+    match answer:
+        case float():
+            return math.isfinite(answer)
+        case dict():
+            return all(map(_finite, answer.values()))
+        case list() | tuple():
+            return all(map(_finite, answer))
+    return True

@@ -91,6 +91,17 @@ def test_outputs_that_are_no_json(folder: Path) -> None:
     assert found[2].startswith("stage_failed: ArithmeticError: too much (own_ones.py:")
 
 
+def test_numbers_that_json_has_not(folder: Path) -> None:
+    """And null is one that it has."""
+    settings = settings_of(folder, task=f"{OWN}:Odds", model={"pooling": "mean", "normalize": False})
+    found = answers(settings, "a", "b", "c", "d")
+    assert (found[0], found[3]) == ({"odds": [1.5], "null": None}, {"odds": [None], "null": None})
+    for answer in found[1:3]:
+        assert answer.startswith(
+            f"stage_failed: TypeError: {OWN}:Odds answers what is no JSON (a number is not finite)"
+        )
+
+
 def test_windows_and_tokens(folder: Path) -> None:
     """A long text in windows, each of its tokens once, with the tokenizer's own characters."""
     text = "a b " * 40
