@@ -6,7 +6,7 @@ They hold for every model of the ensemble whose task knows them, in place of wha
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -92,10 +92,25 @@ KNOWN_PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 
+def known_names(tasks: Mapping[str, Collection[str]]) -> list[str]:
+    """Of what any of an ensemble's tasks knows, each once; `tasks` says what each knows."""
+    return list(dict.fromkeys(name for task in sorted(tasks) for name in tasks[task]))
+
+
+def allowed_values(name: str) -> list[str]:
+    """Of the parameter, where it is one of a few words; else none."""
+    types = [get_type_hints(Parameters)[name]] if name in Parameters.__struct_fields__ else []
+    for each in types:
+        if get_origin(each) is Literal:
+            return [*get_args(each)]
+        types += get_args(each)
+    return []
+
+
 def check_parameters(parameters: Parameters, tasks: Mapping[str, Collection[str]]) -> None:
     """Raises BadRecord where none of the ensemble's tasks knows one of them, or one of them can't take its value;
     `tasks` says what each knows."""
-    known = [name for task in sorted(tasks) for name in tasks[task]]
+    known = known_names(tasks)
     for name in parameters.names():
         if name not in known:
             raise BadRecord(

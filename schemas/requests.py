@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from schemas.errors import BadRecord, Reason
 from schemas.headers import CLOUDEVENTS_ID
-from schemas.parameters import NOTHING_ASKED, Parameters, asked_or
+from schemas.parameters import NOTHING_ASKED, Parameters, allowed_values, asked_or
 from schemas.records import Headers, InputRecord, Source
 
 RequestFormat = Literal["json", "text"]
@@ -119,6 +119,9 @@ _HALF_PAIR = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 
+# In the decoder's messages.
+_PLACE_OF_PARAMETER = re.compile(r" - at `\$\.parameters(?:\.(?P<name>\w+)[^`]*)?`\Z")
+
 BODIES: dict[RequestKind, type[Body]] = {
     "text": TextRequest,
     "ranking": RankingRequest,
@@ -137,9 +140,14 @@ _SHAPES: dict[RequestKind, str] = {
 
 
 def decode_request(
-    record: InputRecord, *, format: RequestFormat, max_text_bytes: int, kind: RequestKind = "text"
+    record: InputRecord,
+    *,
+    format: RequestFormat,
+    max_text_bytes: int,
+    kind: RequestKind = "text",
+    known_parameters: Collection[str] = Parameters.__struct_fields__,
 ) -> Request:
-    """The request in a record.
+    """The request in a record. `known_parameters` is for messages: the names of those that its ensemble knows.
 
     Raises BadRecord: value null, not UTF-8, not JSON, not of the documented shape, or a text of more than
     `max_text_bytes` bytes of UTF-8.
@@ -148,7 +156,10 @@ def decode_request(
         raise BadRecord(Reason.BAD_HEADERS, record.flaw)
     if record.value is None:
         raise BadRecord(Reason.NULL_VALUE, "the record has no value (a tombstone)")
-    body: Body = _decode_json(record.value, kind) if format == "json" else TextRequest(text=_decode_utf8(record.value))
+    if format == "json":
+        body = _decode_json(record.value, kind, known_parameters)
+    else:
+        body = TextRequest(text=_decode_utf8(record.value))
     size_bytes = sum(map(_size_bytes, _texts(body)))
     if size_bytes > max_text_bytes:
         raise BadRecord(
@@ -198,14 +209,11 @@ def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
             return [(body.question, body.context)], [body.context]
 
 
-def _decode_json(value: bytes, kind: RequestKind) -> Body:
+def _decode_json(value: bytes, kind: RequestKind, known: Collection[str]) -> Body:
     try:
         body: Body = _decoders[kind].decode(value)
     except msgspec.ValidationError as err:
-        allowed = f"a request is {_SHAPES[kind]}"
-        if "$.parameters`" in str(err):
-            allowed = f"parameters of one task or another: {', '.join(Parameters.__struct_fields__)}"
-        raise BadRecord(Reason.BAD_REQUEST, f"{err}; {allowed}") from err
+        raise BadRecord(Reason.BAD_REQUEST, f"{err}{_what_is_right(str(err), kind, known)}") from err
     except msgspec.DecodeError as err:
         raise _no_json(value, str(err), kind) from err
     except UnicodeDecodeError as err:
@@ -213,6 +221,17 @@ def _decode_json(value: bytes, kind: RequestKind) -> Body:
     except RecursionError as err:
         raise BadRecord(Reason.BAD_REQUEST, "the JSON is nested too deeply") from err
     return body
+
+
+def _what_is_right(message: str, kind: RequestKind, known: Collection[str]) -> str:
+    """What to say behind the decoder's message, which ends with the place."""
+    place = _PLACE_OF_PARAMETER.search(message)
+    if place is None:
+        return f"; a request is {_SHAPES[kind]}"
+    if place["name"] is None:
+        return f"; known: {', '.join(known) or 'none'}"
+    allowed = allowed_values(place["name"]) if message.startswith("Invalid enum value") else []
+    return f"; allowed: {', '.join(allowed)}" if allowed else ""
 
 
 def _no_json(value: bytes, message: str, kind: RequestKind) -> BadRecord:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadRecord, Reason
 from schemas.packs import ClosedText, PackedText, TokenPack, token_pack
-from schemas.parameters import KNOWN_PARAMETERS, check_parameters
+from schemas.parameters import KNOWN_PARAMETERS, check_parameters, known_names
 from schemas.records import InputRecord, Source
 from schemas.requests import (
     ONE_TEXT_TASKS,
@@ -81,6 +81,7 @@ class TokenizeStage:
         if known_parameters is None:
             known_parameters = {task: KNOWN_PARAMETERS.get(task, ()) for task in tasks}
         self._known_parameters = known_parameters
+        self._parameter_names = known_names(known_parameters)
         self._most_tokens = most_tokens
         self._deadline_ms = deadline_ms
         self._lanes = lanes
@@ -141,7 +142,11 @@ class TokenizeStage:
         for record in group:
             try:
                 request = decode_request(
-                    record, format=self._format, max_text_bytes=self._max_text_bytes, kind=self.kind
+                    record,
+                    format=self._format,
+                    max_text_bytes=self._max_text_bytes,
+                    kind=self.kind,
+                    known_parameters=self._parameter_names,
                 )
                 if request.parameters is not None:
                     check_parameters(request.parameters, self._known_parameters)

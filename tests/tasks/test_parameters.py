@@ -146,7 +146,18 @@ def test_a_hypothesis_of_ones_own(ask: Ask) -> None:
             [INFERENCE],
             "Expected `str` of length <= 1000 - at `$.parameters.hypothesis_template`",
         ),
-        ({"text": "a", "parameters": {"precision": "int4"}}, [VECTOR], "Invalid enum value 'int4'"),
+        (
+            {"text": "a", "parameters": {"precision": "int4"}},
+            [VECTOR],
+            "precision`; allowed: float32, float16, int8, uint8, binary, ubinary",
+        ),
+        (
+            {"text": "a", "parameters": {"topk": 1}},
+            [CLASSES, VECTOR],
+            "`$.parameters`; known: truncate_dim, normalize, precision, top_k, function_to_apply, thr",
+        ),
+        ({"text": "a", "parameters": 5}, [FEATURES], "got `int` - at `$.parameters`; known: none"),
+        ({"text": "a", "txt": "b"}, [CLASSES], 'unknown field `txt`; a request is {"text": "..."}'),
         (
             {"text": "a", "parameters": {"precision": "int8"}},
             [VECTOR],
@@ -165,7 +176,7 @@ def test_a_hypothesis_of_ones_own(ask: Ask) -> None:
         (
             {"text": "a", "parameters": {"aggregation_strategy": "last"}},
             [FEATURES],
-            "Invalid enum value 'last' - at `$.parameters.aggregation_strategy`",
+            "value 'last' - at `$.parameters.aggregation_strategy`; allowed: none, simple, f",
         ),
         ({"text": "a"}, [RANKING], 'a request is {"query": "...", "passages": ["..."]}'),
         ({"query": "a", "passages": []}, [RANKING], "Expected `array` of length >= 1 - at `$.passages`"),
