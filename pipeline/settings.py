@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.class_paths import ClassPath
 from pipeline.delivery_settings import DEFAULT_COMMIT_INTERVAL_MS, Delivery, TransactionSettings
@@ -130,6 +130,11 @@ def _at_least_one(models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...
     return models
 
 
+def _with_nothing_in_it(section: object) -> object:
+    """A section of which the file has no more than its name."""
+    return {} if section is None else section
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechTopicNames:
     """The names of the topics that `penstock transcripts` has besides the ensemble's own."""
@@ -197,7 +202,7 @@ class EnsembleSettings(WholeFile):
     """How long a worker that stops, or loses a partition, finishes what it has read. Under the 30 s between SIGTERM
     and SIGKILL, and under max.poll.interval.ms (300 s)."""
 
-    speech: SpeechSettings | None = None
+    speech: Annotated[SpeechSettings | None, BeforeValidator(_with_nothing_in_it)] = None
     """Where it is there, `penstock up` starts the transcripts too. `penstock transcripts` runs without it, on its
     defaults."""
 

@@ -684,3 +684,11 @@ def test_a_mistake_about_a_plan_is_told(model: dict[str, object], engine: dict[s
 def test_speech(tmp_path: Path, speech: dict[str, object], line: str) -> None:
     [found] = mistakes(tmp_path, {**MINIMAL, "requests": {"max_text_bytes": 9_000}, "speech": speech})
     assert line in found
+
+
+@pytest.mark.parametrize(("line", "is_there"), [("speech:\n", True), ("speech: {}\n", True), ("", False)])
+def test_speech_with_nothing_in_it(tmp_path: Path, line: str, is_there: bool) -> None:
+    """Says that there is speech, on its defaults."""
+    file = tmp_path / "e.yaml"
+    file.write_text("name: reviews\nmodels: [{name: a, source: some_model}]\n" + line)
+    assert (load_ensemble(file).speech is not None) is is_there
