@@ -16,7 +16,7 @@ from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.http import host_refusal
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
-from pipeline.topics import broker_metadata, require_topics, wanted_topics
+from pipeline.topics import all_topics, broker_metadata, require_topics
 from schemas.requests import RequestKind
 from schemas.results import Answer, Entity, EntityGroup, Filled, Label, Output, Ranked, ZeroShot
 
@@ -65,12 +65,13 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     host_is_ours = succeeds(f"http {settings.http.host}", lambda: _http(settings))
     broker_answers = succeeds(f"broker {settings.kafka.bootstrap_servers}", lambda: _broker(settings))
     topics_fit = broker_answers and succeeds("topics", lambda: _topics(settings, fused=fused))
+    has_speech = settings.speech is None or succeeds("speech", lambda: _speech(settings))
     tokenizer_loads = succeeds(
         f"tokenizer {settings.tokenizer.class_ or settings.tokenizer_source}", lambda: _tokenizer(settings)
     )
     models_load = succeeds("models " + ", ".join(model.name for model in settings.models), load_models)
     answers = models_load and tokenizer_loads and succeeds("one text", lambda: _one_text(loaded[0]))
-    return 0 if host_is_ours and topics_fit and answers else EXIT_USER_ERROR
+    return 0 if host_is_ours and topics_fit and has_speech and answers else EXIT_USER_ERROR
 
 
 class _Checks:
@@ -107,9 +108,17 @@ def _broker(settings: EnsembleSettings) -> str:
 
 
 def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
-    wanted = wanted_topics(settings, fused=fused)
+    wanted = all_topics(settings, fused=fused)
     require_topics(reach_broker(settings.kafka), wanted)
     return f"{len(wanted)} of {_counted(settings.topics.partitions, 'partition')}"
+
+
+def _speech(settings: EnsembleSettings) -> str:
+    from pipeline.speech.serve import require_speech  # of what few ensembles have
+
+    require_speech(settings)
+    names = settings.speech_topic_names
+    return f"{settings.speech_or_default.feed}, {names.speech} to {names.transcripts}"
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:

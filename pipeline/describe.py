@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -18,7 +19,7 @@ from pipeline.own_tasks import own_schemas
 from pipeline.settings import EnsembleSettings
 from schemas.errors import Reason
 from schemas.headers import CLOUDEVENTS_ID, header_names
-from schemas.json_schema import request_schema, result_schema
+from schemas.json_schema import request_schema, result_schema, speech_schema, transcript_schema
 from schemas.urgency import EXPIRY_TIME, FINAL, LANE, REVISION, UTTERANCE
 
 Document = dict[str, Any]
@@ -58,7 +59,7 @@ def asyncapi(settings: EnsembleSettings) -> Document:
             "bindings": kafka,
         }
 
-    document = {
+    document: Document = {
         "asyncapi": "3.0.0",
         "info": {
             "title": settings.name,
@@ -114,9 +115,32 @@ def asyncapi(settings: EnsembleSettings) -> Document:
             }
         },
     }
+    if settings.speech is not None:
+        _add_speech(document, settings, transcript_schema(tasks, own), channel)
     # Each part for itself: YAML would name the second of two that are one, and refer to the first.
     copied: Document = json.loads(json.dumps(document))
     return copied
+
+
+def _add_speech(
+    document: Document, settings: EnsembleSettings, transcripts: Document, channel: Callable[[str, str, str], Document]
+) -> None:
+    """What `penstock transcripts` reads and writes."""
+    names, feed = settings.speech_topic_names, settings.speech_or_default.feed
+    document["channels"] |= {
+        "speech": channel(names.speech, "speech", "What a recognizer hears, in order by stream."),
+        "transcripts": channel(names.transcripts, "transcript", "The same, annotated, in the stream's partition."),
+    }
+    document["operations"]["annotate"] = {
+        "action": "receive",
+        "channel": {"$ref": "#/channels/speech"},
+        "reply": {"channel": {"$ref": "#/channels/transcripts"}},
+    }
+    key = {"kafka": {"key": {"type": "string", "description": "The stream's id."}, "bindingVersion": "0.5.0"}}
+    document["components"]["messages"] |= {
+        "speech": {"payload": speech_schema(feed), "bindings": key},
+        "transcript": {"payload": transcripts, "bindings": key},
+    }
 
 
 def _request_headers(settings: EnsembleSettings) -> Document:

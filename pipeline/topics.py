@@ -119,6 +119,11 @@ def speech_topics(settings: EnsembleSettings) -> list[WantedTopic]:
     ]
 
 
+def all_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[WantedTopic]:
+    """Those of the stages, and, where the file speaks of speech, those of its transcripts."""
+    return [*wanted_topics(settings, fused=fused), *(speech_topics(settings) if settings.speech is not None else ())]
+
+
 def compare_topics(admin: AdminClient, wanted: Sequence[WantedTopic]) -> list[TopicDifference]:
     """Where the broker's topics differ from the wanted ones; empty where all is well.
 

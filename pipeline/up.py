@@ -21,11 +21,10 @@ from pipeline.supervisor import Supervisor
 from pipeline.topics import (
     MAKE_MISSING,
     WantedTopic,
+    all_topics,
     broker_metadata,
     compare_topics,
     create_topics,
-    speech_topics,
-    wanted_topics,
 )
 
 log = logging.getLogger("penstock.up")
@@ -37,12 +36,12 @@ _EXIT_S = 10.0
 
 def make_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[str]:
     """Make what is missing of an ensemble's topics; the names of those made. Raises UserError."""
-    return make_missing(settings, reach_broker(settings.kafka), _all_topics(settings, fused=fused))
+    return make_missing(settings, reach_broker(settings.kafka), all_topics(settings, fused=fused))
 
 
 def show_topics(settings: EnsembleSettings, *, create: bool, fused: bool = False) -> int:
     """Print a line a topic; the exit code: 0 where all are as wanted."""
-    wanted = _all_topics(settings, fused=settings.runs_fused(fused))
+    wanted = all_topics(settings, fused=settings.runs_fused(fused))
     admin = reach_broker(settings.kafka)
     made = make_missing(settings, admin, wanted) if create else []
     differences = compare_topics(admin, wanted)
@@ -64,11 +63,6 @@ def make_missing(settings: EnsembleSettings, admin: AdminClient, wanted: Sequenc
         counts = {topic.name: topic.partitions for topic in wanted if topic.name in missing}
         return broker.create_topics(settings.kafka.bootstrap_servers, counts)
     return create_topics(admin, wanted)
-
-
-def _all_topics(settings: EnsembleSettings, *, fused: bool) -> list[WantedTopic]:
-    """Those of the stages, and, where the file speaks of speech, those of its transcripts."""
-    return [*wanted_topics(settings, fused=fused), *(speech_topics(settings) if settings.speech is not None else ())]
 
 
 def drain_budget_s(settings: EnsembleSettings) -> float:

@@ -1,4 +1,4 @@
-"""JSON Schemas of requests and results, by what an ensemble's models do: generated from the types themselves."""
+"""JSON Schemas of requests, results and speech, by what an ensemble's models do: made of the types themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import msgspec
 from schemas.parameters import MAX_ANSWERS, Parameters
 from schemas.requests import BODIES, ONE_TEXT_TASKS, request_kind
 from schemas.results import TASK_OUTPUTS, Result
+from schemas.speech import EndOfStream, SpeechEvent
+from schemas.speech_feeds import FeedName
+from schemas.transcripts import AnnotatedUtterance, EndedBy
 from schemas.urgency import Unanswered
 
 # draft 2020-12
@@ -55,7 +58,46 @@ def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema
         if field.name != "unanswered"
     ]
     schema = _expanded(msgspec.defstruct("Result", fields, namespace={"__doc__": Result.__doc__}))
-    answered = {
+    answered = _outputs(tasks, own)
+    schema["properties"]["outputs"] = {"anyOf": [answered, {"type": "object", "additionalProperties": False}]}
+    schema["properties"]["unanswered"] = {"enum": [*get_args(Unanswered)]}
+    return schema
+
+
+def speech_schema(feed: FeedName) -> Schema:
+    """Of what a record of the speech topic has."""
+    if feed == "penstock":
+        return _alternatives((SpeechEvent, EndOfStream))
+    return {"anyOf": [{"description": f"A message of {feed}, as it came."}, _expanded(EndOfStream)]}
+
+
+def transcript_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema:
+    """Of what a record of the transcripts topic has: an utterance, or a whole transcript. Arguments as for a result."""
+    utterance = _expanded(AnnotatedUtterance)
+    utterance["properties"]["outputs"] = _outputs(tasks, own)
+    stream: Schema = {"stream_id": {"type": "string"}}
+    count: Schema = {"type": "integer", "minimum": 1}
+    head: Schema = {"ended_by": {"enum": [*get_args(EndedBy)]}, "part": count, "parts": count}
+    whole = {"type": {"enum": ["transcript"]}} | stream | head
+    return {
+        "anyOf": [
+            utterance
+            | {
+                "properties": {"type": {"enum": ["utterance"]}} | stream | utterance["properties"],
+                "required": ["type", "stream_id", *utterance["required"]],
+            },
+            {
+                "type": "object",
+                "description": "All utterances of a stream that has ended; of a long one in parts.",
+                "properties": whole | {"utterances": {"type": "array", "items": utterance}},
+                "required": [*whole, "utterances"],
+            },
+        ]
+    }
+
+
+def _outputs(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema:
+    return {
         "type": "object",
         "properties": {
             name: own[name] if name in own else _alternatives(TASK_OUTPUTS[task]) for name, task in tasks.items()
@@ -63,9 +105,6 @@ def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema
         "required": [*tasks],
         "additionalProperties": False,
     }
-    schema["properties"]["outputs"] = {"anyOf": [answered, {"type": "object", "additionalProperties": False}]}
-    schema["properties"]["unanswered"] = {"enum": [*get_args(Unanswered)]}
-    return schema
 
 
 def _not_null(schema: Schema) -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,26 @@ def test_all_is_well(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerP
     assert lines[4] == f"ok      tokenizer {small_model}: windows of 32 tokens, long texts: stride"
     assert lines[5] == "ok      models vector, verdict: onnxruntime, 2 instances of 1 thread"
     assert lines[6].startswith("ok      one text: 12 tokens; vector 24 floats, verdict ")
+
+
+def test_speech_is_checked_where_the_file_speaks_of_it(
+    penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its topics are counted with the others."""
+    file = ensemble(bootstrap=kafka.bootstrap, speech={}, name="calls")
+    penstock("topics", file, "--create")
+    found = penstock("check", file)
+    assert (found.code, found.out.splitlines()[3:5]) == (
+        0,
+        ["ok      topics: 8 of 2 partitions", "ok      speech: penstock, calls.speech to calls.transcripts"],
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "faust", raising=False)
+    found = penstock("check", file)
+    assert found.code == 2
+    assert found.out.splitlines()[4] == (
+        "FAILED  speech: transcripts: faust-streaming is not installed: pip install faust-streaming cramjam"
+    )
 
 
 def test_fused_stages_need_three_topics(penstock: Penstock, ensemble: WriteEnsemble, kafka: BrokerProcess) -> None:

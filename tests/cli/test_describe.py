@@ -45,6 +45,30 @@ def test_yaml_and_json_are_one_document(penstock: Penstock, ensemble: WriteEnsem
     assert "kafka_dlt-exception-fqcn" in dead_letter["headers"]["properties"]
 
 
+SPOKEN = {"stream_id": "s", "utterance_id": "0", "revision": 1, "is_final": True, "text": "a"}
+ANNOTATED = {**SPOKEN, "start_ms": None, "end_ms": 5, "outputs": {"m": [0.5]}}
+UTTERANCE = {name: value for name, value in ANNOTATED.items() if name != "stream_id"}
+TRANSCRIPT = {"type": "transcript", "stream_id": "s", "ended_by": "event", "part": 1, "parts": 1}
+
+
+def test_speech_is_told_where_the_file_speaks_of_it(small_model: Path) -> None:
+    models = [{"name": "m", "source": str(small_model), "task": "sentence-embedding"}]
+    data: dict[str, Any] = {"name": "calls", "models": models}
+    assert "speech" not in asyncapi(EnsembleSettings.model_validate(data))["channels"]
+    document = asyncapi(EnsembleSettings.model_validate(data | {"speech": {}}))
+    addresses = {name: channel["address"] for name, channel in document["channels"].items()}
+    assert (addresses["speech"], addresses["transcripts"]) == ("calls.speech", "calls.transcripts")
+    speech, transcript = (document["components"]["messages"][name]["payload"] for name in ("speech", "transcript"))
+    for event in (SPOKEN, {"end_of_stream": True}):
+        assert [*check(event, speech)] == []
+    assert [*check({"stream_id": "s"}, speech)] != []
+    for record in ({"type": "utterance", **ANNOTATED}, {**TRANSCRIPT, "utterances": [UTTERANCE]}):
+        assert [*check(record, transcript)] == []
+    assert [*check({**TRANSCRIPT, "utterances": [{**UTTERANCE, "outputs": {"n": []}}]}, transcript)] != []
+    vosk = asyncapi(EnsembleSettings.model_validate(data | {"speech": {"feed": "vosk"}}))
+    assert "A message of vosk, as it came." in str(vosk["components"]["messages"]["speech"])
+
+
 def test_requests_of_text_are_told_as_such(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     document = json.loads(penstock("describe", ensemble(requests={"format": "text"}), "--json").out)
     message = document["components"]["messages"]["request"]
