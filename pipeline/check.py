@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage
+from pipeline.assembly import open_encode_stage, open_postprocess_stage, open_tokenize_stage, open_tokenizer
 from pipeline.class_paths import ClassPath
 from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.http import host_refusal
+from pipeline.model_tasks import known_parameters, model_tasks
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import all_topics, broker_metadata, require_topics
@@ -122,9 +123,19 @@ def _speech(settings: EnsembleSettings) -> str:
 
 
 def _tokenizer(settings: EnsembleSettings) -> str:
-    tokenizer = open_tokenize_stage(settings).tokenizer
+    known = _tasks_are_known(settings)
+    tokenizer = open_tokenize_stage(settings).tokenizer if known else open_tokenizer(settings)
     said = f"windows of {tokenizer.window_tokens} tokens, long texts: {settings.tokenizer.long_texts}"
     return f"{said}; {tokenizer.slow} is slow: in Python, a text at a time" if tokenizer.slow else said
+
+
+def _tasks_are_known(settings: EnsembleSettings) -> bool:
+    """The tokenizer is chosen by them. What is wrong with them, the line of the models tells."""
+    try:
+        known_parameters(settings, model_tasks(settings))
+    except UserError:
+        return False
+    return True
 
 
 def _load_without_tokenizer(settings: EnsembleSettings) -> None:

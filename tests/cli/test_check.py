@@ -123,6 +123,26 @@ def test_a_tokenizer_that_fails_hides_no_mistake_in_a_model(
 
 
 @pytest.mark.usefixtures("broker_looked_for_briefly")
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("nowhere:Task", "no module nowhere on Python's path or in "),
+        ("tests.own_classes.own_ones:Asks", "tests.own_classes.own_ones:Asks parameters is ('topk',); allowed: "),
+    ],
+    ids=["missing", "wrong"],
+)
+def test_a_task_that_fails_is_a_models(
+    penstock: Penstock, ensemble: WriteEnsemble, small_model: Path, task: str, says: str
+) -> None:
+    file = ensemble(models=[{"name": "mood", "source": str(small_model), "task": task}])
+    found = penstock("check", file)
+    assert found.code == 2
+    tokenizer, models = found.out.splitlines()[3:]
+    assert tokenizer == f"ok      tokenizer {small_model}: windows of 32 tokens, long texts: stride"
+    assert models.startswith(f"FAILED  models mood: {file}:1: models[0].task: {says}")
+
+
+@pytest.mark.usefixtures("broker_looked_for_briefly")
 def test_an_http_host_that_is_not_this_machine(penstock: Penstock, ensemble: WriteEnsemble) -> None:
     file = ensemble(http={"host": "192.0.2.1"})
     found = penstock("check", file)
