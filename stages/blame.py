@@ -54,12 +54,14 @@ def stage_failed(err: Exception, text: str = "") -> BadRecord:
 
 
 def told(err: BaseException, text: str = "") -> str:
-    """An exception's type and message and the line that raised it. Words of `text`, which it may quote, are dots."""
+    """In one line, an exception's type and message and the line that raised it. Words of `text`, which it may quote,
+    are dots."""
     frames = traceback.extract_tb(err.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     # Quoted as it is, escaped, or in lower case.
     quotable = f"{text} {text!r} {text!a}".casefold() if text else ""
     said = _WORD.sub(lambda word: "..." if word[0].casefold() in quotable else word[0], str(err))
+    said = " ".join(filter(None, map(str.strip, said.splitlines())))
     return f"{type(err).__name__}: {said}{where}" if said else f"{type(err).__name__}{where}"
 
 

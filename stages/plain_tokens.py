@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engines.own_exits import no_exit
 from schemas.packs import DETAILS, SECOND_TEXT, SPECIAL
+from stages.blame import told
 from stages.errors import TokenizerError
 from stages.pairs import PairTemplate
 from stages.word_cache import Windows
@@ -157,7 +158,7 @@ class PlainTokens:
             with no_exit():
                 return [int(token) for token in build(*ids)]
         except Exception as err:  # a user's own code raises anything
-            raise self._no_template(f"{type(err).__name__}: {err}") from err
+            raise self._no_template(told(err)) from err
 
     def _no_template(self, why: str) -> TokenizerError:
         return TokenizerError(f"{self._name}.build_inputs_with_special_tokens: token ids in, more of them out: {why}")

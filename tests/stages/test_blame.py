@@ -55,6 +55,11 @@ def test_the_message_has_the_type_the_words_that_are_not_the_user_s_and_the_line
     assert outcome.message.startswith("ValueError: invalid ...: '... ... ...!' (test_blame.py:")
 
 
+def test_a_message_of_several_lines_is_one_line() -> None:
+    assert told(ValueError("one\n\n  two\r\nthree\u2028four\n")) == "ValueError: one two three four"
+    assert told(ValueError("\n")) == "ValueError"
+
+
 @pytest.mark.parametrize("text", ["Zürich, 漢字 and ẞ", "tab\there\nand there", 'it\'s "quoted"'])
 @pytest.mark.parametrize("quote", [str, repr, ascii, str.casefold])
 def test_no_word_of_the_text_is_told_however_it_is_quoted(text: str, quote: object) -> None:
