@@ -87,7 +87,9 @@ def _revision(said: dict[str, str]) -> Revision | None:
         missing = REVISION if utterance else UTTERANCE
         raise BadRecord(Reason.BAD_HEADERS, f"{missing}: missing or empty; {UTTERANCE} and {REVISION} go together")
     if not (number.isascii() and number.isdigit() and len(number) <= 19 and int(number) <= _MOST):
-        raise BadRecord(Reason.BAD_HEADERS, f"{REVISION}: {number[:40]!r}; allowed: decimal digits")
+        raise BadRecord(
+            Reason.BAD_HEADERS, f"{REVISION}: {number[:40]!r}; allowed: up to 19 decimal digits, at most {_MOST}"
+        )
     return Revision(utterance, int(number), final == "true")
 
 

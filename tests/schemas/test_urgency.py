@@ -74,9 +74,12 @@ def test_a_revision_and_a_lane() -> None:
         ([(UTTERANCE, b"u")], "penstock.revision: missing"),
         ([(REVISION, b"1")], "penstock.utterance: missing or empty"),
         ([(UTTERANCE, b""), (REVISION, b"1")], "penstock.utterance: missing or empty"),
-        ([(UTTERANCE, b"u"), (REVISION, b"-1")], "penstock.revision: '-1'; allowed: decimal digits"),
+        ([(UTTERANCE, b"u"), (REVISION, b"-1")], "penstock.revision: '-1'; allowed: up to 19 decimal digits"),
         ([(UTTERANCE, b"u"), (REVISION, "²".encode())], "penstock.revision: "),
-        ([(UTTERANCE, b"u"), (REVISION, b"9" * 19)], "penstock.revision: "),
+        (
+            [(UTTERANCE, b"u"), (REVISION, b"9" * 19)],
+            "penstock.revision: '9999999999999999999'; allowed: up to 19 decimal digits, at most 9223372036854775807",
+        ),
         ([(UTTERANCE, b"u"), (REVISION, b"1"), (FINAL, b"yes")], "penstock.final: 'yes'; allowed: true, false"),
     ],
 )
