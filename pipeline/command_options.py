@@ -271,7 +271,7 @@ ListenSpeed = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 # Of `build`.
 ListPlans = Annotated[bool, typer.Option("--list", help="Show the plans that are there.")]
