@@ -70,10 +70,7 @@ def open_tokenize_stage(settings: EnsembleSettings) -> TokenizeStage:
             **bounds,
             deadline_ms=settings.requests.deadline_ms,
             lanes=[*settings.batching.lanes],
-            lane_topics={
-                each.topic_names.requests: lane
-                for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
-            },
+            lane_topics={each.topic_names.requests: lane for lane, each in settings.other_lanes().items()},
         )
 
 

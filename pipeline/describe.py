@@ -79,7 +79,7 @@ def asyncapi(settings: EnsembleSettings) -> Document:
                 f"requests-{_NOT_IN_KEYS.sub('-', lane)}": channel(
                     each.topic_names.requests, "request", f"The same, in the lane {lane}."
                 )
-                for lane, each in list(zip(settings.batching.lanes, settings.by_lane(), strict=True))[1:]
+                for lane, each in settings.other_lanes().items()
             },
             "results": channel(names.results, "result", "One for each request, in the order of its partition."),
             "deadLetters": channel(names.dead_letters, "deadLetter", "What can't be answered, as it was."),

@@ -25,7 +25,7 @@ def produce_lines(settings: EnsembleSettings, source: str, *, key: str | None, l
     it ends, by Ctrl-C or SIGTERM too. Raises UserError before anything is sent, or after all that came before what is
     no line; WorkerFailure where not all was sent.
     """
-    lanes = dict(zip(settings.batching.lanes, settings.by_lane(), strict=True))
+    lanes = settings.by_lane()
     if lane is not None and lane not in lanes:
         raise UserError(f"--lane: {lane!r} is not allowed; allowed: {', '.join(lanes)} (batching.lanes)")
     topic = lanes.get(lane or "", settings).topic_names.requests

@@ -85,7 +85,7 @@ def require_no_packs(settings: EnsembleSettings, admin: AdminClient) -> None:
     topics = broker_metadata(admin).topics
     between = [
         (lane.group_id(stage), stage, topic)
-        for lane in settings.by_lane()
+        for lane in settings.by_lane().values()
         for stage, topic in zip(STAGES[1:], (lane.topic_names.tokens, lane.topic_names.encodings), strict=True)
     ]
     for group, stage, topic in between:

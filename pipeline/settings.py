@@ -256,7 +256,7 @@ class EnsembleSettings(WholeFile):
             if (other := topics.setdefault(topic.replace(".", "_"), option)) != option:
                 message = f"{shown(topic)} is also the topic of {other}; allowed: a topic of its own"
                 wrong.add(section, option, message=message)
-        for name, lane in list(zip(self.batching.lanes, self.by_lane(), strict=True))[1:]:
+        for name, lane in self.other_lanes().items():
             for topic in (lane.topic_names.requests, lane.topic_names.tokens, lane.topic_names.encodings):
                 other = topics.setdefault(topic.replace(".", "_"), name)
                 if other != name or len(topic) > MAX_TOPIC_CHARACTERS:
@@ -331,17 +331,22 @@ class EnsembleSettings(WholeFile):
         """`commit_interval_ms`, or what suits the delivery."""
         return self.commit_interval_ms or DEFAULT_COMMIT_INTERVAL_MS[self.delivery]
 
-    def by_lane(self) -> list[EnsembleSettings]:
-        """As each lane's reader sees it: the first lane has the ensemble's topics and groups, each other one's requests
-        and packs go over topics of its own, and its groups are its own."""
+    def by_lane(self) -> dict[str, EnsembleSettings]:
+        """By lane, as its reader sees it: the first lane has the ensemble's topics and groups. Of each other one the
+        requests and packs go over topics of its own, and its groups are its own."""
+        first, *_ = self.batching.lanes
+        return {first: self, **self.other_lanes()}
+
+    def other_lanes(self) -> dict[str, EnsembleSettings]:
+        """The same of all lanes but the first."""
         names = self.topic_names
-        found = [self]
+        shared = {topic: getattr(names, topic) for topic in ("results", "dead_letters")}
+        found: dict[str, EnsembleSettings] = {}
         for lane in [*self.batching.lanes][1:]:
             own = {topic: f"{getattr(names, topic)}.{lane}" for topic in ("requests", "tokens", "encodings")}
-            shared = {topic: getattr(names, topic) for topic in ("results", "dead_letters")}
             topics = self.topics.model_copy(update=own | shared)
             # No ensemble is called so.
-            found.append(self.model_copy(update={"name": f"{self.name}:{lane}", "topics": topics}))
+            found[lane] = self.model_copy(update={"name": f"{self.name}:{lane}", "topics": topics})
         return found
 
     def runs_fused(self, wanted: bool = False) -> bool:

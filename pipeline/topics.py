@@ -81,7 +81,7 @@ def wanted_topics(settings: EnsembleSettings, *, fused: bool = False) -> list[Wa
         _CLEANUP: "delete",
     }
     configs: dict[str, Mapping[str, str]] = {}
-    for lane in (each.topic_names for each in settings.by_lane()):
+    for lane in (each.topic_names for each in settings.by_lane().values()):
         configs[lane.requests] = {_SIZE: str(request_bytes)}
         if not fused:
             configs |= {lane.tokens: intermediate, lane.encodings: intermediate}

@@ -76,7 +76,7 @@ def work(
     Raises UserError, WorkerFailure.
     """
     name = instance.name if instance is not None else None
-    lanes = settings.by_lane()
+    lanes = [*settings.by_lane().values()]
     groups = {lane.topic_names.requests: lane.group_id(stages[0]) for lane in lanes}
     readers = [_Reader(lane, stages, metrics, name, groups) for lane in lanes]
     # Loading takes its time, in which the clients find their brokers; the group is joined when there is something to

@@ -97,4 +97,4 @@ def test_each_lane_has_topics_and_groups_of_its_own(settings: MakeSettings) -> N
         "reviews.results",
         "reviews.dead-letters",
     ]
-    assert [lane.group_id("encode") for lane in made.by_lane()] == ["reviews.encode", "reviews:bulk.encode"]
+    assert [lane.group_id("encode") for lane in made.by_lane().values()] == ["reviews.encode", "reviews:bulk.encode"]
