@@ -11,19 +11,22 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.broker import BrokerProcess
+from pipeline.deadline import Deadline
 from pipeline.demo.summary import Memory
 from pipeline.demo.worker import log_file
-from pipeline.exit_codes import EXIT_USER_ERROR
+from pipeline.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.supervisor import RestartPolicy, Supervisor
 from pipeline.up import stage_commands
 
 # A worker that dies 3 times in a row, 2 s of loading each, will die again.
 _RESTARTS = RestartPolicy(max_deaths=3)
+_READY_LOOK_S = 0.1
 # Loopback, and a page of 20 KB: later than this it does not come.
 _HTTP_TIMEOUT_S = 5.0
 _TAIL_LINES = 12
@@ -109,6 +112,16 @@ class StageProcesses:
             if status != http.client.OK:
                 waiting[role] = _reason(body)
         return waiting
+
+    def await_ready(self, look: Callable[[], None], *, budget_s: float) -> None:
+        """Returns when all take work. `look` sees to what must not go unnoticed meanwhile. Raises DemoStopped."""
+        deadline = Deadline(budget_s)
+        while waiting := self.not_ready():
+            look()
+            if deadline.expired:
+                reasons = [f"{role}: {reason}" for role, reason in waiting.items()]
+                raise DemoStopped(EXIT_FAILED, f"not ready after {budget_s:g} s", *reasons)
+            time.sleep(_READY_LOOK_S)
 
     def metrics(self) -> dict[str, str]:
         """Each worker's page of metrics, as far as it answers."""

@@ -19,7 +19,6 @@ from pathlib import Path
 import msgspec
 
 from pipeline.broker import BrokerProcess, start_broker_process
-from pipeline.deadline import Deadline
 from pipeline.demo.interruption import Interruption, logging_to
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.load import Load
@@ -41,7 +40,6 @@ DEFAULT_COUNT = 2_000
 _SHOWN = 6
 # Loading MiniLM takes 3 s; an engine that must be built first takes minutes.
 _READY_BUDGET_S = 600.0
-_READY_LOOK_S = 0.1
 # Something is awaited and nothing came for so long: nothing will.
 _SILENCE_S = 60.0
 # How often the processes are looked after.
@@ -137,13 +135,7 @@ class _Demo:
         stages.start()
         names = "one process for all stages" if fused else f"processes for {', '.join(stages.roles)}"
         self._screen.wait_for(f"Starting {names}: each loads what it needs")
-        deadline = Deadline(_READY_BUDGET_S)
-        while waiting := stages.not_ready():
-            self._look()
-            if deadline.expired:
-                reasons = [f"{role}: {reason}" for role, reason in waiting.items()]
-                raise DemoStopped(EXIT_FAILED, f"not ready after {_READY_BUDGET_S:g} s", *reasons)
-            time.sleep(_READY_LOOK_S)
+        stages.await_ready(self._look, budget_s=_READY_BUDGET_S)
         self._screen.say(f"Ready after {time.monotonic() - started_s:.1f} s")
 
     def work(self, texts: Iterator[str], *, count: int, rate: float | None) -> None:

@@ -98,13 +98,7 @@ class SpeechSession:
         self.interruption.check()
         processes.start()
         self.screen.wait_for("Starting the stages and the transcripts: each loads what it needs")
-        deadline = Deadline(_READY_BUDGET_S)
-        while waiting := processes.not_ready():
-            self.look()
-            if deadline.expired:
-                reasons = [f"{role}: {reason}" for role, reason in waiting.items()]
-                raise DemoStopped(EXIT_FAILED, f"not ready after {_READY_BUDGET_S:g} s", *reasons)
-            time.sleep(_LOOK_S)
+        processes.await_ready(self.look, budget_s=_READY_BUDGET_S)
         self._warm(settings)
         self.screen.say(f"Ready after {time.monotonic() - started_s:.1f} s")
 
