@@ -35,7 +35,8 @@ from pipeline.demo.texts import read_texts
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings, Stage
 from pipeline.step_makers import Makers, encode_step, load_stages, postprocess_step
-from pipeline.work import WorkerState, work
+from pipeline.work import work
+from pipeline.worker_process import WorkerState
 from schemas.packs import PackedText, encode_pack, encoding_pack, token_pack
 from stages.classification import TextClassification
 from stages.encode import EncodeStage

@@ -41,7 +41,7 @@ def share_worker(
             on_error=on_error,
         ),
         deliver=lambda worker: Emitter(
-            clients.producer(kafka.producer_settings(), client_id=client_id, on_error=worker.on_error),
+            clients.producer(kafka.producer_settings(), client_id=client_id, on_error=worker.health.on_error),
             on_arrived=worker.arrived,
             oversized=worker.oversized,
             on_failure=worker.fail,

@@ -30,6 +30,7 @@ from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from pipeline.share_member import ShareMember
+from pipeline.worker_health import WorkerHealth, told
 from schemas.errors import BadRecord, Reason
 from schemas.packs import source_of
 from schemas.records import InputRecord, OutputRecord, Source
@@ -42,26 +43,12 @@ log = logging.getLogger("penstock.share_worker")
 _MEMBERS = 2
 # How late a record, an arrival or a stop is noticed: all members take turns on one thread.
 _POLL_S = 0.005
-# A poll loop that has not come round for this long is stuck.
-_STUCK_MS = 30_000.0
 # How often metrics are told, and a broker that was away is looked for.
 _OBSERVE_MS = 500.0
 # Leaving the group, where draining has used up its budget.
 _LEAVE_GRACE_S = 2.0
 # Answered records whose acceptance came too late, so that they are not answered again: more than a worker ever holds.
 _REMEMBERED = 4_096
-_AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
-_HOPELESS = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.UNSUPPORTED_VERSION,
-        KafkaError._UNSUPPORTED_FEATURE,
-        KafkaError._FATAL,
-    }
-)
 
 
 @dataclass(slots=True)
@@ -105,9 +92,7 @@ class ShareWorker:
         self._broker_answers = broker_answers
         self._clock_ms = clock_ms
         self._sleep = sleep
-        self._failure: BaseException | None = None
-        self._broker_error: str | None = None
-        self._polled_ms = clock_ms()
+        self.health = WorkerHealth(topic, clock_ms=clock_ms)
         self._observe_due_ms = clock_ms()
         self._polling = False
         self._paused = False
@@ -117,7 +102,9 @@ class ShareWorker:
         self._arrivals: queue.SimpleQueue[Unit] = queue.SimpleQueue()
         self._partitions: set[int] = set()
         self._delivery = deliver(self)
-        self._members = [ShareMember(connect(self.on_error), topic, on_refused=self._remember) for _ in range(_MEMBERS)]
+        self._members = [
+            ShareMember(connect(self.health.on_error), topic, on_refused=self._remember) for _ in range(_MEMBERS)
+        ]
 
     def finish(self, unit: Unit) -> None:
         """A unit has its outputs. Called once a unit, from any thread; never blocks."""
@@ -125,30 +112,25 @@ class ShareWorker:
 
     def fail(self, err: BaseException) -> None:
         """Stop: what has not arrived is released. The first failure is the one that is told."""
-        if self._failure is None:
-            self._failure = err
+        self.health.fail(err)
 
     def live(self) -> bool:
         """Whether the polling thread still comes round."""
-        return self._failure is None and self._clock_ms() - self._polled_ms < _STUCK_MS
+        return self.health.live()
 
     def not_ready(self) -> str | None:
         """Why this worker takes no work at the moment; None where it does. A share consumer doesn't say whether it has
         joined its group, which takes it some seconds more."""
-        if self._failure is not None:
-            return f"failed: {self._failure}"
-        if self._broker_error is not None:
-            return f"the broker is away: {self._broker_error}"
-        return None if self._polling else "waiting to join the share group"
+        return self.health.not_ready() or (None if self._polling else "waiting to join the share group")
 
     def run(self, submit: Callable[[Unit], None], stopped: Callable[[], bool]) -> None:
         """Read and submit until `stopped`, then drain. Raises WorkerFailure, having accepted nothing since."""
         try:
-            self._polled_ms = self._clock_ms()  # stages may have been loaded since this was made, for minutes
-            self._delivery.open(lambda: stopped() or self._failure is not None)
+            self.health.polled()  # stages may have been loaded since this was made, for minutes
+            self._delivery.open(lambda: stopped() or self._failed())
             for member in self._members:
                 member.join()
-            while not stopped() and self._failure is None:
+            while not stopped() and not self._failed():
                 self.turn(submit)
         except Exception as err:
             log.debug("", exc_info=True)
@@ -157,7 +139,7 @@ class ShareWorker:
 
     def turn(self, submit: Callable[[Unit], None]) -> None:
         """Once round: accept what has arrived, read, submit."""
-        self._polled_ms = self._clock_ms()
+        self.health.polled()
         self._accept_arrivals()
         idle = True
         for member in self._members:
@@ -176,12 +158,12 @@ class ShareWorker:
         """Drain, release what is left, leave the group, end the delivery. Raises WorkerFailure where the worker had
         failed, or where not all has arrived that was read: then it was released."""
         deadline = Deadline(self._drain_timeout_s, clock=lambda: self._clock_ms() / 1e3)
-        if self._failure is not None:
+        if self._failed():
             self._delivery.stop()
         log.info("draining %d records, for at most %g s", len(self._in_flight), self._drain_timeout_s)
         self._accept_arrivals()
-        while self._in_flight and self._failure is None and not deadline.expired:
-            self._polled_ms = self._clock_ms()
+        while self._in_flight and not self._failed() and not deadline.expired:
+            self.health.polled()
             self._sleep(_POLL_S)
             self._accept_arrivals()
         # What has not left stays here: another answers it.
@@ -195,8 +177,8 @@ class ShareWorker:
         self._delivery.close(deadline)
         for partition in self._partitions:
             self._metrics.forget(self._topic, partition)
-        if self._failure is not None:
-            raise WorkerFailure(str(self._failure)) from self._failure
+        if (failure := self.health.failure) is not None:
+            raise WorkerFailure(told(failure)) from failure
         if left:
             raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: others read them again")
 
@@ -213,13 +195,13 @@ class ShareWorker:
         try:
             messages = member.poll(_POLL_S)
         except KafkaException as err:
-            self._on_poll_error(err.args[0])
+            self.health.on_read_error(err.args[0])
             return
         read_ms = self._clock_ms()
         for message in messages:
             error = message.error()
             if error is not None:
-                self._on_poll_error(error)
+                self.health.on_read_error(error)
             elif (unit := self._begin(member, message, read_ms)) is not None:
                 yield unit
 
@@ -295,9 +277,11 @@ class ShareWorker:
         for partition in self._partitions:
             # How far the group is behind only the broker knows.
             self._metrics.lag(self._topic, partition, -1, None, counts[partition])
-        if self._broker_error is not None and self._broker_answers():
-            self._broker_error = None
-            log.info("the broker is back")
+        if self.health.broker_error is not None and self._broker_answers():
+            self.health.broker_is_back()
+
+    def _failed(self) -> bool:
+        return self.health.failure is not None
 
     # What comes back from the delivery's thread.
 
@@ -310,17 +294,3 @@ class ShareWorker:
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         """What stands for an output that is too large for its topic; nothing, where nothing can."""
         return self._dead_letters.in_place_of(output, why, unit.records)
-
-    def _on_poll_error(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() in _HOPELESS:
-            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
-        else:
-            log.warning("%s: %s", self._topic, error.str())
-
-    def on_error(self, error: KafkaError) -> None:
-        """What a client reports of itself."""
-        if error.fatal() or error.code() == KafkaError._FATAL:
-            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
-        elif error.code() in _AWAY and self._broker_error is None:
-            self._broker_error = error.str()
-            log.warning("the broker is away: %s", error.str())

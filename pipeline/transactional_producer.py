@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,10 +76,7 @@ class TransactionalProducer:
 
     def produce(self, output: OutputRecord, partition: int, on_report: OnReport) -> None:
         """Put a record into the open transaction, or begin one with it."""
-        producer = self._connected()
-        if not self._open:
-            producer.begin_transaction()
-            self._open = True
+        producer = self._begun()
         asked = False
         while True:
             try:
@@ -105,11 +102,10 @@ class TransactionalProducer:
         """Whether all was acknowledged or refused in one call's time; call again for the rest."""
         return not self._connected().flush(min(_CALL_S, deadline.remaining_s()))
 
-    def commit(self, topic: str, offsets: Mapping[int, int], membership: object, deadline: Deadline) -> None:
-        """Let the offsets (partition -> offset) join the transaction, and commit it."""
-        producer = self._connected()
-        places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
-        _until(deadline, partial(_returning, producer.send_offsets_to_transaction), places, membership)
+    def commit(self, places: Sequence[TopicPartition], membership: object, deadline: Deadline) -> None:
+        """Let the offsets join the transaction, or begin one with them, and commit it."""
+        producer = self._begun()
+        _until(deadline, partial(_returning, producer.send_offsets_to_transaction), [*places], membership)
         _until(deadline, producer.commit_transaction)
         self._open = False
 
@@ -135,6 +131,13 @@ class TransactionalProducer:
             self._producer.abort_transaction(_CALL_S)
         except KafkaException as err:
             log.warning("a transaction was left open: %s", err.args[0].str())
+
+    def _begun(self) -> Producer:
+        producer = self._connected()
+        if not self._open:
+            producer.begin_transaction()
+            self._open = True
+        return producer
 
     def _connected(self) -> Producer:
         assert self._producer is not None, "it was started"

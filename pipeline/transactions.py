@@ -21,8 +21,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pipeline.attempts import Attempts
 from pipeline.deadline import Deadline
 from pipeline.delivery import TOO_LARGE
 from pipeline.errors import WorkerFailure
@@ -37,32 +38,9 @@ log = logging.getLogger("penstock.transactions")
 _COMMIT_S = 10.0
 # Delivering all that is on its way, before and after a record that goes alone.
 _ALONE_S = 5.0
-# Between attempts, doubling; a rebalance or a broker's restart takes up to seconds.
-_FIRST_BACKOFF_MS = 10.0
-_LONGEST_BACKOFF_MS = 1_000.0
-# 100 attempts are a minute and a half without one commit.
-_MOST_ATTEMPTS = 100
-# A producer is fenced by a transaction that timed out while the broker was away, or by another worker of its name. Two
-# of the same name fence each other; the group decides between them within a heartbeat.
-_MOST_FENCED = 10
 
-_FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
 # What an abort does to outputs that are on their way.
 _PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
-# What no further attempt mends.
-_REFUSED = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-        KafkaError.UNSUPPORTED_VERSION,
-        KafkaError._UNSUPPORTED_FEATURE,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-    }
-)
 
 
 class _Again(Exception):
@@ -119,9 +97,7 @@ class TransactionLane:
         self._tried_alone: list[OutputRecord] = []
         self._delivery_error: KafkaError | None = None
         self._refused_at: str | None = None
-        self._failures = 0
-        self._fenced = 0
-        self._next_attempt_ms = 0.0
+        self._attempts = Attempts(topic, clock_ms=clock_ms)
 
     @property
     def connected(self) -> bool:
@@ -145,7 +121,7 @@ class TransactionLane:
     def turn(self, wait_s: float) -> None:
         """Do what is due; with nothing due, wait so long for a unit."""
         self._take(min(wait_s, self._due_in_s()))
-        if self._clock_ms() < self._next_attempt_ms:
+        if self._clock_ms() < self._attempts.next_ms:
             return
         try:
             if not self._producer.start():
@@ -177,8 +153,8 @@ class TransactionLane:
     def _due_in_s(self) -> float:
         """Seconds until there is something to do that no unit brings."""
         now_ms = self._clock_ms()
-        if now_ms < self._next_attempt_ms:
-            return (self._next_attempt_ms - now_ms) / 1e3
+        if now_ms < self._attempts.next_ms:
+            return (self._attempts.next_ms - now_ms) / 1e3
         if not self._producer.connected or self._waiting:
             return 0.0
         if not self._open:
@@ -250,10 +226,11 @@ class TransactionLane:
         with self._lock:  # whoever takes a partition away waits for what follows, and for no more
             self._require_owned()
             ends = {unit.line.partition: unit.next_offset for unit in self._open}
-            self._producer.commit(self._topic, ends, self._membership(), deadline)
+            places = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
+            self._producer.commit(places, self._membership(), deadline)
             committed, self._open, self._records_open = self._open, [], 0
         self._committed_ms = self._clock_ms()
-        self._failures = self._fenced = 0
+        self._attempts.succeeded()
         self._tried_alone.clear()
         self._metrics.committed(self._clock_ms() - started_ms)
         self._arrive(committed)
@@ -273,19 +250,11 @@ class TransactionLane:
         error = err.args[0] if isinstance(err, KafkaException) else None
         told = self._delivery_error or error
         why = told.str() if told is not None else str(err)
-        if told is not None and told.code() in _REFUSED:
-            # A broker that refuses a topic as part of a transaction does not say which.
-            topics = sorted({output.topic for unit in self._open for output in unit.outputs})
-            where = self._refused_at or " -> ".join([self._topic, *([", ".join(topics)] if topics else [])])
-            raise WorkerFailure(f"{where}: no transaction can be committed: {why}") from err
-        if error is not None and error.code() in _FENCED:
-            self._fenced += 1
         at_once = isinstance(err, _Again) and err.at_once
-        self._failures += not at_once
-        if self._failures >= _MOST_ATTEMPTS or self._fenced >= _MOST_FENCED:
-            raise WorkerFailure(
-                f"{self._topic}: no transaction was committed in {self._failures} attempts: {why}"
-            ) from err
+        # A broker that refuses a topic as part of a transaction does not say which.
+        topics = sorted({output.topic for unit in self._open for output in unit.outputs})
+        where = self._refused_at or " -> ".join([self._topic, *([", ".join(topics)] if topics else [])])
+        self._attempts.failed(why, told, where=where, at_once=at_once)
         log.log(
             logging.INFO if at_once else logging.WARNING,
             "%s: transaction aborted, to be tried again: %s",
@@ -303,9 +272,6 @@ class TransactionLane:
         self._waiting.extendleft(reversed(self._open))
         self._open, self._records_open = [], 0
         self._in_doubt = True
-        if not at_once:
-            backoff_ms = min(_LONGEST_BACKOFF_MS, _FIRST_BACKOFF_MS * 2 ** min(self._failures, 10))
-            self._next_attempt_ms = self._clock_ms() + backoff_ms
 
     def _deadline(self, budget_s: float) -> Deadline:
         return Deadline(budget_s, clock=lambda: self._clock_ms() / 1e3)

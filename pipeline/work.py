@@ -36,29 +36,10 @@ from pipeline.step_makers import Makers, intake_of, load_stages, sealed
 from pipeline.steps import Next, Step
 from pipeline.transactions import TransactionLane
 from pipeline.worker import OnCommit, OnError, Worker
+from pipeline.worker_process import WorkerState
 
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.
 _END_S = 3.0
-
-
-class WorkerState:
-    """What a worker is at: the health endpoint tells it, and `stop` ends it."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.waiting_for = "loading"
-        # One, or one for each lane; none before the stages are loaded.
-        self.workers: Sequence[Worker | ShareWorker] = ()
-
-    def live(self) -> bool:
-        return all(worker.live() for worker in self.workers)
-
-    def not_ready(self) -> str | None:
-        if self.stop.is_set():
-            return "draining"
-        if not self.workers:
-            return self.waiting_for
-        return next((why for worker in self.workers if (why := worker.not_ready()) is not None), None)
 
 
 def work(
@@ -98,9 +79,9 @@ def work(
         step = makers[stage](then, fail, readers[0].dead_letters[stage], metrics)
         steps.insert(0, step)
         then = step.submit
-    state.workers = [reader.worker for reader in readers]
+    state.workers = workers = [reader.worker for reader in readers]
     try:
-        _run(state.workers, steps[0].submit, state.stop.is_set)
+        _run(workers, steps[0].submit, state.stop.is_set)
     finally:
         deadline = Deadline(_END_S)
         for step in steps:
@@ -214,7 +195,7 @@ def deliver(
         kafka = {**kafka, **ONE_PACK_A_BATCH}
     if settings.delivery == "at_least_once":
         return Emitter(
-            clients.producer(kafka, client_id=client_id, on_error=worker.on_error),
+            clients.producer(kafka, client_id=client_id, on_error=worker.health.on_error),
             on_arrived=worker.arrived,
             oversized=worker.oversized,
             on_failure=worker.fail,
@@ -230,7 +211,7 @@ def deliver(
                     kafka,
                     transactional_id=f"{client_id}.{number}",
                     client_id=client_id,
-                    on_error=worker.on_passing_error,
+                    on_error=worker.health.on_passing_error,
                 ),
                 membership=worker.membership,
                 committed=partial(ask_committed_offsets, settings.kafka.consumer_settings(), group, topic),

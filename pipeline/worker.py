@@ -26,7 +26,6 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from engines.errors import EngineError, EngineLost
 from pipeline import clients
 from pipeline.assignment import Assignment
 from pipeline.clock import now_ms
@@ -39,8 +38,8 @@ from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from pipeline.orphans import OrphanSearch
+from pipeline.worker_health import WorkerHealth, told
 from schemas.records import InputRecord, OutputRecord
-from stages.errors import StageError
 
 OnError = Callable[[KafkaError], None]
 OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
@@ -53,17 +52,10 @@ _POLL_S = 0.05
 _CONSUME_RECORDS = 512
 # How soon a worker that is full sees that it has room again.
 _FULL_LOOK_S = 0.002
-# A poll loop that has not come round for this long is stuck.
-_STUCK_MS = 30_000.0
 # Committing and leaving the group, where draining has used up its budget.
 _LEAVE_GRACE_S = 2.0
 # Asking whether a broker that was away is back, while there is nothing else to do.
 _BROKER_LOOK_S = 0.2
-_AWAY = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
-_GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
-_FORBIDDEN = frozenset(
-    {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError._FATAL}
-)
 
 
 class Worker:
@@ -104,9 +96,7 @@ class Worker:
         self._commit_interval_ms = commit_interval_ms
         self._commit_due_ms = clock_ms() + commit_interval_ms
         self._drain_timeout_s = drain_timeout_ms / 1e3
-        self._failure: BaseException | None = None
-        self._broker_error: str | None = None
-        self._polled_ms = clock_ms()
+        self.health = WorkerHealth(topic, clock_ms=clock_ms)
         self._open = False
         self._stopping = False
         self._joined = False
@@ -121,7 +111,7 @@ class Worker:
             sleep=self._wait,
         )
         self._sleep = sleep
-        self._consumer = connect(self.on_error, self._assignment.on_commit)
+        self._consumer = connect(self.health.on_error, self._assignment.on_commit)
         self._membership: object = None
 
     def finish(self, unit: Unit) -> None:
@@ -130,19 +120,16 @@ class Worker:
 
     def fail(self, err: BaseException) -> None:
         """Stop without committing anything more. The first failure is the one that is told."""
-        if self._failure is None:
-            self._failure = err
+        self.health.fail(err)
 
     def live(self) -> bool:
         """Whether the polling thread still comes round."""
-        return self._failure is None and self._clock_ms() - self._polled_ms < _STUCK_MS
+        return self.health.live()
 
     def not_ready(self) -> str | None:
         """Why this worker takes no work at the moment; None where it does."""
-        if self._failure is not None:
-            return f"failed: {_told(self._failure)}"
-        if self._broker_error is not None:
-            return f"the broker is away: {self._broker_error}"
+        if (unwell := self.health.not_ready()) is not None:
+            return unwell
         if not self._open:
             return "waiting for the broker to take transactions"
         if self._lost:
@@ -153,8 +140,8 @@ class Worker:
     def run(self, submit: Callable[[Unit], None], stopped: Callable[[], bool]) -> None:
         """Read and submit until `stopped`, then drain. Raises WorkerFailure, having committed nothing since."""
         try:
-            self.start(lambda: stopped() or self._failure is not None)
-            while not stopped() and self._failure is None:
+            self.start(lambda: stopped() or self._failed())
+            while not stopped() and not self._failed():
                 self.turn(submit)
         except Exception as err:
             log.debug("", exc_info=True)
@@ -163,7 +150,7 @@ class Worker:
 
     def start(self, stopped: Callable[[], bool]) -> None:
         """Get ready to deliver, then join the group: in this order, so that nothing is read that can't be answered."""
-        self._polled_ms = self._clock_ms()  # stages may have been loaded since this was made, for minutes
+        self.health.polled()  # stages may have been loaded since this was made, for minutes
         self._delivery.open(stopped)
         self._open = True
         self._join()
@@ -172,7 +159,7 @@ class Worker:
         """Once round: read, submit, keep the bound, commit when it is time."""
         if (early_ms := self._next_read_ms - self._clock_ms()) > 0:
             self._sleep(early_ms / 1e3)
-        self._polled_ms = self._clock_ms()
+        self.health.polled()
         if self._delivery.commits_offsets:
             self._membership = self._consumer.consumer_group_metadata()  # another thread answers: 12 us, or a wait
         self._joined = self._joined or bool(self._consumer.memberid())
@@ -223,7 +210,7 @@ class Worker:
         has arrived that was read: then it is read again."""
         self._stopping = True
         deadline = self._deadline()
-        if self._failure is not None:
+        if self._failed():
             self._delivery.stop()
         log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
         leaving = threading.Thread(target=self._leave, args=(deadline,), name="leave", daemon=True)
@@ -232,8 +219,8 @@ class Worker:
         if leaving.is_alive():
             log.warning("the broker does not answer: left without a good-bye")
         self._delivery.close(deadline)
-        if self._failure is not None:
-            raise WorkerFailure(_told(self._failure)) from self._failure
+        if (failure := self.health.failure) is not None:
+            raise WorkerFailure(told(failure)) from failure
         if left := self._left or self._assignment.records_in_flight:
             raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: they will be read again")
 
@@ -268,10 +255,10 @@ class Worker:
         return Deadline(self._drain_timeout_s, clock=lambda: self._clock_ms() / 1e3)
 
     def _failed(self) -> bool:
-        return self._failure is not None
+        return self.health.failure is not None
 
     def _wait(self, seconds: float) -> None:
-        self._polled_ms = self._clock_ms()  # waiting for what was read is no standstill
+        self.health.polled()
         self._sleep(seconds)
 
     # What comes back from the delivery's threads.
@@ -286,14 +273,13 @@ class Worker:
         return self._dead_letters.in_place_of(output, why, unit.records)
 
     def _look_for_broker(self) -> None:
-        if self._broker_error is None:
+        if self.health.broker_error is None:
             return
         try:
             self._consumer.list_topics(self._topic, timeout=_BROKER_LOOK_S)
         except KafkaException:
             return
-        self._broker_error = None
-        log.info("the broker is back")
+        self.health.broker_is_back()
 
     # The group's callbacks, which the client runs inside of poll().
 
@@ -339,12 +325,8 @@ class Worker:
             what = "records were deleted before they were read"
             log.error("%s [%d]: %s: %s", self._topic, line.partition, what, error.str())
             self._read_from_beginning(TopicPartition(self._topic, line.partition, OFFSET_BEGINNING))
-        elif error.code() in _GONE:
-            self.fail(WorkerFailure(f"{self._topic}: is not there any more"))
-        elif error.fatal() or error.code() in _FORBIDDEN:
-            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
         else:
-            log.warning("%s: %s", self._topic, error.str())
+            self.health.on_read_error(error)
 
     def _read_from_beginning(self, partition: TopicPartition) -> None:
         # A partition whose offset is out of range has no fetcher that could seek: it is assigned anew.
@@ -352,26 +334,6 @@ class Worker:
         self._consumer.incremental_assign([partition])
         if self._assignment.paused:
             self._consumer.pause([partition])
-
-    def on_error(self, error: KafkaError) -> None:
-        """What a client reports of itself."""
-        # A consumer's fatal errors say so by their code alone.
-        if error.fatal() or error.code() == KafkaError._FATAL:
-            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
-        else:
-            self.on_passing_error(error)
-
-    def on_passing_error(self, error: KafkaError) -> None:
-        """What a client reports that can be replaced."""
-        if error.code() in _AWAY and self._broker_error is None:
-            self._broker_error = error.str()
-            log.warning("the broker is away: %s", error.str())
-
-
-def _told(failure: BaseException) -> str:
-    """One line; what nobody foresaw by its type too, since a MemoryError, say, has nothing else to say."""
-    foreseen = isinstance(failure, (WorkerFailure, EngineError, EngineLost, StageError))
-    return str(failure) if foreseen else f"{type(failure).__name__}: {failure}".removesuffix(": ")
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> list[int]:

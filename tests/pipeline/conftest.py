@@ -18,7 +18,8 @@ from pipeline.mock_cluster import EmbeddedBroker
 from pipeline.reach import fit_to_broker
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.topics import wanted_topics
-from pipeline.work import WorkerState, work
+from pipeline.work import work
+from pipeline.worker_process import WorkerState
 from tests.eventually import eventually
 
 # Longer than anything here takes; a test that waits for so long has failed.

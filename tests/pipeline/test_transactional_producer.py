@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from pipeline.clock import now_ms
 from pipeline.deadline import Deadline
@@ -46,7 +46,7 @@ def test_a_producer_that_does_not_answer_is_given_up(stuck: Stuck, monkeypatch: 
     assert producer.start()
     producer.produce(OutputRecord("results", None, b"1", []), 0, lambda err, message: None)
     with pytest.raises(KafkaException) as caught:
-        producer.commit("requests", {0: 1}, object(), Deadline(0.1))
+        producer.commit([TopicPartition("requests", 0, 1)], object(), Deadline(0.1))
     error = caught.value.args[0]
     assert error.code() == KafkaError._TIMED_OUT
     producer.abort(usable=usable_after(error))

@@ -195,7 +195,7 @@ class Process:
             then = step.submit
 
     def start(self) -> None:
-        self.worker.start(lambda: self.worker._failure is not None)
+        self.worker.start(lambda: self.worker.health.failure is not None)
 
     def turn(self) -> None:
         """Something that one of its threads would do."""
@@ -214,7 +214,7 @@ class Process:
 
     @property
     def failed(self) -> bool:
-        return self.worker._failure is not None
+        return self.worker.health.failure is not None
 
     def _poll(self) -> None:
         self.worker.turn(self.steps[0].submit)
