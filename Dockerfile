@@ -66,7 +66,7 @@ ENV PATH=/opt/penstock/bin:$PATH \
 # A number, so that Kubernetes' runAsNonRoot can see that it is not root.
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 8002 8003 8004
+EXPOSE 8002 8003 8004 8005
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-I", "/opt/penstock/ready.py"]
 ENTRYPOINT ["penstock"]
 CMD ["--help"]

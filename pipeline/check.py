@@ -14,7 +14,7 @@ from pipeline.ensemble import Ensemble, Refused
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.http import host_refusal
-from pipeline.model_tasks import known_parameters, model_tasks
+from pipeline.model_tasks import known_parameters, model_tasks, require_speech
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import all_topics, broker_metadata, require_topics
@@ -115,8 +115,6 @@ def _topics(settings: EnsembleSettings, *, fused: bool) -> str:
 
 
 def _speech(settings: EnsembleSettings) -> str:
-    from pipeline.speech.serve import require_speech  # of what few ensembles have
-
     require_speech(settings)
     names = settings.speech_topic_names
     return f"{settings.speech_or_default.feed}, {names.speech} to {names.transcripts}"

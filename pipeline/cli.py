@@ -158,16 +158,18 @@ def run(
 
 
 @command()
-def transcripts(file: EnsembleFile, instance: InstanceName = None, bootstrap: Bootstrap = None) -> None:
+def transcripts(
+    file: EnsembleFile, bootstrap: Bootstrap = None, http_port: HttpPort = None, instance: InstanceName = None
+) -> None:
     """Annotate what is being said: speech in, transcripts out.
 
     Reads a recognizer's hypotheses from NAME.speech, has the ensemble answer each text that changes, and writes
     annotated transcripts to NAME.transcripts: each utterance as it comes, and all of a stream at its end. The stages
-    run beside it (penstock up). Missing topics are made. It needs Faust: pip install faust-streaming cramjam.
+    run beside it (penstock up). Missing topics are made. More of these processes share the streams.
     """
     from pipeline.speech.serve import serve_transcripts
 
-    serve_transcripts(_load(file, bootstrap), instance_name=instance)
+    serve_transcripts(_load(file, bootstrap), http_port=http_port, instance_name=instance)
 
 
 @printing_command()

@@ -7,6 +7,7 @@ Penstock's), which the ensemble file refuses.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -23,15 +24,25 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from pipeline.errors import UserError
-from schemas.records import Headers, InputRecord, Source
+from pipeline.deadline import Deadline
+from pipeline.errors import UserError, WorkerFailure
+from schemas.records import Headers, InputRecord, OutputRecord, Source
 
 ClientSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
+OnReport = Callable[[KafkaError | None, Message], None]
+
 # A broker answers in milliseconds. It is asked once for a record that the producer has no partition for.
 _METADATA_S = 5.0
+# A produce call that finds the queue full waits this long for reports to make room, then tries again.
+_QUEUE_FULL_WAIT_S = 0.1
+# A partition has no leader for a moment: the next answer comes from the right one.
+_MOVING = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
+_AGAIN_S = 0.05
 
 # With `group.protocol: consumer` (KIP-848) these are the broker's to decide, and librdkafka refuses them. Nor has a
 # worker a name of its own then: one that was killed keeps it until its session ends, and refuses it to the next.
@@ -187,6 +198,44 @@ def admin(settings: ClientSettings, *, on_error: Callable[[KafkaError], None] | 
         return AdminClient(config)
 
 
+def read(consumer: Consumer, most: int, wait_s: float) -> list[Message]:
+    """What is there, at most so many; with nothing there, the first that comes within `wait_s`. (A consumer's own
+    `consume` waits until there are so many.)"""
+    first = consumer.poll(wait_s)
+    return [] if first is None else [first, *consumer.consume(most - 1, 0)]
+
+
+def bounds(consumer: Consumer, place: TopicPartition, wait_s: float) -> tuple[int, int]:
+    """The oldest offset that is left of a partition, and the one that the next record will have, asked now. A topic
+    that has just been made, or whose leader moves, is waited for. Raises KafkaException."""
+    deadline = Deadline(wait_s)
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, timeout=deadline.remaining_s())
+        except KafkaException as err:
+            if err.args[0].code() not in _MOVING or deadline.expired:
+                raise
+            time.sleep(_AGAIN_S)
+
+
+def produce(producer: Producer, output: OutputRecord, partition: int, on_report: OnReport) -> None:
+    """Queue a record, waiting for room. Raises KafkaException."""
+    asked = False
+    while True:
+        try:
+            producer.produce(output.topic, output.value, output.key, partition, on_report, headers=[*output.headers])
+        except BufferError:
+            producer.poll(_QUEUE_FULL_WAIT_S)
+        except KafkaException as err:
+            if asked or err.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                raise
+            asked = True
+            if not has_partition(producer, output.topic, partition):
+                raise
+        else:
+            return
+
+
 def has_partition(producer: Producer, topic: str, partition: int) -> bool:
     """Whether the broker has it, asked now: a producer learns of partitions that are added up to 5 minutes later
     (topic.metadata.refresh.interval.ms), and of this one from here on."""
@@ -212,6 +261,15 @@ def input_record(message: Message) -> InputRecord:
     kind, written_ms = message.timestamp()
     known_ms = None if kind == TIMESTAMP_NOT_AVAILABLE else written_ms
     return InputRecord(source, message.key(), message.value(), headers, None, known_ms)
+
+
+@contextmanager
+def failures(topic: str) -> Iterator[None]:
+    """What a client raises, as a WorkerFailure that names the topic."""
+    try:
+        yield
+    except KafkaException as err:
+        raise WorkerFailure(f"{topic}: {err.args[0].str()}") from err
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -21,3 +22,11 @@ class Deadline:
     def expired(self) -> bool:
         """Whether nothing remains."""
         return self.remaining_s() == 0.0
+
+
+def returns_within(seconds: float, call: Callable[[], object]) -> bool:
+    """Make a call that may wait for longer than that, on a thread of its own; whether it came back in time."""
+    thread = threading.Thread(target=call, name="leave", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -9,7 +9,8 @@ Padding share: 1 - penstock_tokens_total / penstock_padded_tokens_total.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter as Counts
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -51,6 +52,8 @@ class WorkerMetrics:
         self.delivery_failures = self._counter("delivery_failures", "Records that a broker did not take", stage)
         self.transactions = self._counter("transactions", "Transactions that ended", ("stage", "outcome"))
         self.commit_seconds = self._histogram("commit_seconds", "What a commit took", _COMMIT_BUCKETS_S)
+        self.speech_events = self._counter("speech_events", "What became of a speech feed's events", ("outcome",))
+        self.speech_streams = self._gauge("speech_streams", "Streams of speech that are known now", ())
         self.in_flight_tokens = self._gauge("in_flight_tokens", "Tokens read and not yet delivered", stage)
         self.paused = self._gauge("paused", "1 while in-flight tokens are above their bound", stage)
         self.watermark_lag = self._gauge("watermark_lag", "Records read and not yet delivered", place)
@@ -102,6 +105,7 @@ class StageMetrics:
         self._commit_seconds = worker.commit_seconds.labels(*labels)
         self._tokens_by_topic: dict[str, int] = {}
         self._paused_by_topic: dict[str, bool] = {}
+        self._told: Counts[str] = Counts()
         for reason in Reason:
             worker.dead_letters.labels(*labels, reason)
         worker.triton.declare(stage)
@@ -199,6 +203,13 @@ class StageMetrics:
         self._worker.watermark_lag.labels(*labels).set(in_flight)
         if watermark is not None and end >= 0:
             self._worker.consumer_lag.labels(*labels).set(max(0, end - watermark))
+
+    def speech(self, counts: Mapping[str, int], *, streams: int) -> None:
+        """What became of events since this process began, by outcome, and how many streams it knows now."""
+        for outcome, count in counts.items():
+            self._worker.speech_events.labels(self._worker.ensemble, outcome).inc(count - self._told[outcome])
+        self._told = Counts(counts)
+        self._worker.speech_streams.labels(self._worker.ensemble).set(streams)
 
     def forget(self, topic: str, partition: int) -> None:
         """The partition is another worker's now: a lag that stood still here would be a false alarm."""

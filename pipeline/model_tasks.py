@@ -233,3 +233,12 @@ def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> 
 
     with blaming(settings, "models", index, "onnx"):
         return read_model(model).width
+
+
+def require_speech(settings: EnsembleSettings) -> None:
+    """Raises UserError where the ensemble reads no texts, as far as the file says it: where it leaves the task to the
+    model, a wrong one makes dead letters."""
+    for index, model in enumerate(settings.models):
+        if model.task is not None and request_kind([model.task]) != "text":
+            message = f"{model.task} reads no texts, and speech is texts: put it into an ensemble of its own"
+            raise settings.mistake("models", index, "task", message=message)

@@ -40,6 +40,8 @@ from schemas.requests import RequestFormat
 Stage = Literal["tokenize", "encode", "postprocess"]
 
 STAGES: tuple[Stage, ...] = ("tokenize", "encode", "postprocess")
+# Which have an HTTP port each, in this order.
+PROCESSES: tuple[Stage | Literal["transcripts"], ...] = (*STAGES, "transcripts")
 BOOTSTRAP_VARIABLE = "PENSTOCK_BOOTSTRAP_SERVERS"
 
 
@@ -119,7 +121,7 @@ class HttpSettings(Section):
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """The address to listen on. Only this machine's own programs reach 127.0.0.1; 0.0.0.0 lets Prometheus in."""
 
-    port: int = Field(default=8002, ge=0, le=65_533)
+    port: int = Field(default=8002, ge=0, le=65_532)
     """Of tokenize, or of a fused worker; encode and postprocess take the next two. 0: any free port. A worker that
     finds its port taken, as a second one of its stage on this machine does, takes any free one; its log says which."""
 
@@ -298,7 +300,7 @@ class EnsembleSettings(WholeFile):
 
     @property
     def transcripts_group(self) -> str:
-        """The consumer group of `penstock transcripts`; Faust names its changelog after it."""
+        """The consumer group of `penstock transcripts`."""
         return f"{self.name}.transcripts"
 
     @property
@@ -359,9 +361,9 @@ class EnsembleSettings(WholeFile):
             return f"{self.name}.encode-shared"  # a group of one kind can't become one of the other
         return f"{self.name}.{stage}"
 
-    def http_port(self, stage: Stage) -> int:
-        """A stage's port; a fused worker takes that of `tokenize`."""
-        return self.http.port + STAGES.index(stage) if self.http.port else 0
+    def http_port(self, process: Stage | Literal["transcripts"]) -> int:
+        """A stage's port, and the next one after them; a fused worker takes that of `tokenize`."""
+        return self.http.port + PROCESSES.index(process) if self.http.port else 0
 
     def log_lines(self) -> list[str]:
         """Each setting as `path = value`, topics by their names, secrets masked."""

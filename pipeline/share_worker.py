@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, ShareConsumer
 from pipeline import clients
 from pipeline.clock import now_ms
 from pipeline.dead_letters import DeadLetters
-from pipeline.deadline import Deadline
+from pipeline.deadline import Deadline, returns_within
 from pipeline.delivery import Delivery
 from pipeline.errors import WorkerFailure
 from pipeline.intake import Intake
@@ -169,10 +168,7 @@ class ShareWorker:
         # What has not left stays here: another answers it.
         self._delivery.release(each.unit.line for each in self._in_flight.values())
         left = len(self._in_flight)
-        leaving = threading.Thread(target=self._leave, name="leave", daemon=True)
-        leaving.start()
-        leaving.join(deadline.remaining_s() + _LEAVE_GRACE_S)
-        if leaving.is_alive():
+        if not returns_within(deadline.remaining_s() + _LEAVE_GRACE_S, self._leave):
             log.warning("the broker does not answer: left without a good-bye")
         self._delivery.close(deadline)
         for partition in self._partitions:
@@ -183,7 +179,7 @@ class ShareWorker:
             raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: others read them again")
 
     def _leave(self) -> None:
-        # On a thread of its own: it waits for a broker that may be away, for up to a minute.
+        # It waits for a broker that may be away, for up to a minute.
         # First those that hold nothing: what others release would come to them, and be one delivery more.
         for member in sorted(self._members, key=lambda each: not each.free):
             try:

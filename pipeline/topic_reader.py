@@ -6,7 +6,6 @@ It joins no consumer group; a group's committed offsets are read and written by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 
 from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
@@ -50,9 +49,9 @@ class TopicReader:
 
     def bounds(self) -> dict[int, Bounds]:
         """Of each partition the oldest offset that is left, and the one that the next record will have."""
-        with self._failures():
+        with clients.failures(self.topic):
             places = [TopicPartition(self.topic, partition) for partition in self.partitions]
-            return {place.partition: self._consumer.get_watermark_offsets(place, timeout=_BUDGET_S) for place in places}
+            return {place.partition: clients.bounds(self._consumer, place, _BUDGET_S) for place in places}
 
     def offsets_at(self, milliseconds: int) -> dict[int, int | None]:
         """Of each partition the first record's offset that is no older than this; None where there is none.
@@ -60,7 +59,7 @@ class TopicReader:
         The embedded broker says None of all.
         """
         places = [TopicPartition(self.topic, partition, milliseconds) for partition in self.partitions]
-        with self._failures():
+        with clients.failures(self.topic):
             found = self._consumer.offsets_for_times(places, timeout=_BUDGET_S)
             _raise_first_error(found)
         return {each.partition: each.offset if each.offset != OFFSET_END else None for each in found}
@@ -72,7 +71,7 @@ class TopicReader:
         """
         if start >= end:
             return
-        with self._failures():
+        with clients.failures(self.topic):
             self._consumer.assign([TopicPartition(self.topic, partition, start)])
             position = start
             while position < end:
@@ -87,7 +86,7 @@ class TopicReader:
     def committed(self) -> dict[int, TopicPartition]:
         """The group's committed places, with the metadata that stands beside each."""
         places = [TopicPartition(self.topic, partition) for partition in self.partitions]
-        with self._failures():
+        with clients.failures(self.topic):
             found = self._consumer.committed(places, timeout=_BUDGET_S)
             _raise_first_error(found)
         return {each.partition: each for each in found if each.offset != OFFSET_INVALID}
@@ -97,7 +96,7 @@ class TopicReader:
         offsets = [
             TopicPartition(self.topic, partition, offset, metadata) for partition, (offset, metadata) in places.items()
         ]
-        with self._failures():
+        with clients.failures(self.topic):
             _raise_first_error(self._consumer.commit(offsets=offsets, asynchronous=False) if offsets else [])
 
     def _next(self, partition: int) -> tuple[list[Message], bool]:
@@ -118,13 +117,6 @@ class TopicReader:
             else:
                 raise WorkerFailure(f"{self.topic} [{partition}]: {error.str()}")
         return messages, ended
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except KafkaException as err:
-            raise WorkerFailure(f"{self.topic}: {err.args[0].str()}") from err
 
 
 def _raise_first_error(places: Iterable[TopicPartition]) -> None:

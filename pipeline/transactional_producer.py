@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from pipeline import clients
 from pipeline.deadline import Deadline
 from schemas.records import OutputRecord
-
-OnReport = Callable[[KafkaError | None, Message], None]
 
 log = logging.getLogger("penstock.transactions")
 
@@ -31,8 +29,6 @@ _START_S = 0.05
 # While a predecessor's transaction is being ended a producer is refused, and asks again only half a second later; a new
 # one asks at once. Each of them waits twice as long as the one before, up to less than that half second.
 _LONGEST_START_S = 0.4
-# A produce call that finds the queue full waits this long for reports to make room, then tries again.
-_QUEUE_FULL_WAIT_S = 0.1
 
 
 class TransactionalProducer:
@@ -74,25 +70,9 @@ class TransactionalProducer:
         self._producer, self._open, self._start_s = starting, False, _START_S
         return True
 
-    def produce(self, output: OutputRecord, partition: int, on_report: OnReport) -> None:
+    def produce(self, output: OutputRecord, partition: int, on_report: clients.OnReport) -> None:
         """Put a record into the open transaction, or begin one with it."""
-        producer = self._begun()
-        asked = False
-        while True:
-            try:
-                producer.produce(
-                    output.topic, output.value, output.key, partition, on_report, headers=[*output.headers]
-                )
-            except BufferError:
-                producer.poll(_QUEUE_FULL_WAIT_S)
-            except KafkaException as err:
-                if asked or err.args[0].code() != KafkaError._UNKNOWN_PARTITION:
-                    raise
-                asked = True
-                if not clients.has_partition(producer, output.topic, partition):
-                    raise
-            else:
-                return
+        clients.produce(self._begun(), output, partition, on_report)
 
     def serve(self) -> None:
         """Take reports of what has been delivered."""

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline import broker
 from pipeline.exit_codes import EXIT_FAILED
 from pipeline.instance import host_name
+from pipeline.model_tasks import require_speech
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import STAGES, EnsembleSettings
 from pipeline.share_group import require_share_group
@@ -82,7 +83,7 @@ def stage_commands(
 ) -> dict[str, Sequence[str]]:
     """The command line of each stage's worker, and of `penstock transcripts`, for a supervisor.
 
-    With `standby` each worker is there twice. `http_ports` are by stage, in place of the file's; `module` is what
+    With `standby` each worker is there twice. `http_ports` are by process, in place of the file's; `module` is what
     Python runs, with its first arguments.
     """
     # -P: the current directory may hold a `pipeline` of its own.
@@ -98,7 +99,8 @@ def stage_commands(
         else:
             commands[role] = command
     if transcripts:
-        commands["transcripts"] = [*penstock, "transcripts", str(file), "--bootstrap", bootstrap]
+        port = [] if http_ports is None else ["--http-port", str(http_ports["transcripts"])]
+        commands["transcripts"] = [*penstock, "transcripts", str(file), "--bootstrap", bootstrap, *port]
     return commands
 
 
@@ -106,8 +108,6 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = F
     """Run the stages until a signal; the exit code. A second SIGINT kills what still drains."""
     fused = settings.runs_fused(fused)
     if settings.speech is not None:
-        from pipeline.speech.serve import require_speech
-
         require_speech(settings)
     for line in settings.log_lines():
         log.info("%s", line)

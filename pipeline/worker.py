@@ -13,9 +13,9 @@ the last commit.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -30,7 +30,7 @@ from pipeline import clients
 from pipeline.assignment import Assignment
 from pipeline.clock import now_ms
 from pipeline.dead_letters import DeadLetters
-from pipeline.deadline import Deadline
+from pipeline.deadline import Deadline, returns_within
 from pipeline.delivery import Delivery
 from pipeline.errors import WorkerFailure
 from pipeline.group_offsets import committed_offsets
@@ -213,10 +213,7 @@ class Worker:
         if self._failed():
             self._delivery.stop()
         log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
-        leaving = threading.Thread(target=self._leave, args=(deadline,), name="leave", daemon=True)
-        leaving.start()
-        leaving.join(deadline.remaining_s() + _LEAVE_GRACE_S)
-        if leaving.is_alive():
+        if not returns_within(deadline.remaining_s() + _LEAVE_GRACE_S, partial(self._leave, deadline)):
             log.warning("the broker does not answer: left without a good-bye")
         self._delivery.close(deadline)
         if (failure := self.health.failure) is not None:
@@ -225,15 +222,14 @@ class Worker:
             raise WorkerFailure(f"{self._topic}: {left} records did not arrive in time: they will be read again")
 
     def _leave(self, deadline: Deadline) -> None:
-        # On a thread of its own: committing and leaving wait for a broker that may be away, for up to a minute.
+        # Committing and leaving wait for a broker that may be away, for up to a minute.
         partitions = self._assignment.partitions
         self._left = self._assignment.hand_over(self._consumer, partitions, deadline, self._failed)
         self._consumer.close()
 
     def _read(self) -> list[Unit]:
         try:
-            first = self._consumer.poll(_POLL_S)
-            messages = [] if first is None else [first, *self._consumer.consume(_CONSUME_RECORDS, 0)]
+            messages = clients.read(self._consumer, _CONSUME_RECORDS, _POLL_S)
         except KafkaException as err:
             self.fail(WorkerFailure(f"{self._topic}: {err.args[0].str()}"))
             return []

@@ -107,7 +107,7 @@ class Load:
             ]
             # As a number: an end that is looked up later may lie behind the first results.
             for each in for_all:
-                _, each.offset = self._reader.get_watermark_offsets(each, timeout=_METADATA_TIMEOUT_S)
+                _, each.offset = clients.bounds(self._reader, each, _METADATA_TIMEOUT_S)
             self._reader.assign(for_all)
         except KafkaException as err:
             raise WorkerFailure(f"{names.results}: {err.args[0].str()}") from err

@@ -58,14 +58,15 @@ class StageProcesses:
         on_restart: Callable[[str], None],
         transcripts: bool = False,
     ) -> None:
-        """With `transcripts`, which tell no health, these run beside the stages."""
-        roles = ["fused"] if fused else [*STAGES]
+        """With `transcripts`, these run beside the stages."""
+        roles: list[str] = ["fused"] if fused else [*STAGES]
         host = settings.http.host.strip("[]")
         self._host = _ANY_HOST.get(host, host)
+        if transcripts:
+            roles.append("transcripts")
         self._ports = dict(zip(roles, _free_ports(self._host, len(roles)), strict=True))
-        processes = [*roles, "transcripts"] if transcripts else roles
-        self._logs = {role: log_file(logs, stage=role) for role in processes}
-        self._restarts = dict.fromkeys(processes, 0)
+        self._logs = {role: log_file(logs, stage=role) for role in roles}
+        self._restarts = dict.fromkeys(roles, 0)
         self._on_restart = on_restart
         commands = stage_commands(
             file,

@@ -38,7 +38,7 @@ class SpeechFeed:
         partitions = [TopicPartition(names.transcripts, number, OFFSET_END) for number in sorted(there)]
         for each in partitions:
             # The end as it is now: OFFSET_END would be looked up when the first fetch is sent.
-            _, each.offset = self._consumer.get_watermark_offsets(each, timeout=10)
+            _, each.offset = clients.bounds(self._consumer, each, 10)
         self._consumer.assign(partitions)
 
     def say(self, said: Said) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from pipeline.demo.recorded_speech import Said, read_recording, speech
 from pipeline.demo.speech_session import SPEECH_ENSEMBLE, SpeechSession, run_speech_session
 from pipeline.ensemble_file import require_regular_file
+from pipeline.model_tasks import require_speech
 from pipeline.settings import load_ensemble
-from pipeline.speech.serve import require_speech
 
 DEFAULT_STREAMS = 5
 DEFAULT_SECONDS = 15.0

@@ -29,8 +29,8 @@ from pipeline.listen.recognizers.choice import Opened, choose_recognizer
 from pipeline.listen.recognizers.recognizer import Hypothesis
 from pipeline.listen.recording import Pace, Recording
 from pipeline.listen.utterance_events import UtteranceEvents
+from pipeline.model_tasks import require_speech
 from pipeline.settings import EnsembleSettings, load_ensemble
-from pipeline.speech.serve import require_speech
 
 # How soon a hypothesis is sent once it is there.
 _LOOK_S = 0.005

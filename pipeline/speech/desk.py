@@ -1,14 +1,15 @@
 """The transcripts of all streams that this process has: records in, records to send and state to keep out.
 
-Sans-I/O: the app sends what comes back, then keeps what `writes` says, and then lets go of the record. The state is
-kept under JSON keys, `["stream"]` and `["stream", "utterance"]`, so that a long stream costs no more than a short one.
+Sans-I/O: the worker sends what comes back, keeps what `writes` says, and lets go of the record, all in one transaction
+or one after the other. The state is kept under JSON keys, `["stream"]` and `["stream", "utterance"]`, so that a long
+stream costs no more than a short one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -190,9 +191,9 @@ class Desk:
         error = f"{cause.reason or 'dead letter'}: {cause.message or ''}".removesuffix(": ")
         return self._answered(stream, Answer(utterance_id, revision, is_final, b"", error), now_s, now_ms)
 
-    def tick(self, *, now_s: float, now_ms: float, quiet: Collection[int]) -> list[Outgoing]:
+    def tick(self, *, now_s: float, now_ms: float, quiet: Callable[[int], bool]) -> list[Outgoing]:
         """What time brings: ended streams are forgotten, what must be answered is asked again, and streams end by
-        silence, those in partitions that are `quiet`: all that they have was heard."""
+        silence, those in partitions that are `quiet`: all that these have was heard."""
         outgoing: list[Outgoing] = []
         for stream_id, stream in [*self._streams.items()]:
             silent_s = now_s - self._heard_s[stream_id]
@@ -203,8 +204,8 @@ class Desk:
                     self._touched.pop(stream_id, None)
                     self._leftovers.append(Write(stream.head.partition, _json([stream_id]), None))
                 continue
-            is_silent = stream.head.partition in quiet and silent_s >= self._speech.silence_ms / 1e3
-            if stream.head.ended_by is None and is_silent:
+            may_be_over = stream.head.ended_by is None and silent_s >= self._speech.silence_ms / 1e3
+            if may_be_over and quiet(stream.head.partition):
                 outgoing += self._sent(stream, stream.end("silence"), now_s=now_s, now_ms=now_ms)
                 self._heard_s[stream_id] = now_s
                 self._touched[stream_id] = True

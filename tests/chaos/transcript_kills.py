@@ -214,8 +214,8 @@ def _run(
     )
     settings = load_ensemble(file)
     make_topics(settings)
-    commands = stage_commands(file, bootstrap, fused=False, http_ports=dict.fromkeys(STAGES, 0))
-    commands["transcripts"] = [sys.executable, "-P", "-m", "pipeline.cli", "transcripts", str(file)]
+    ports = dict.fromkeys((*STAGES, "transcripts"), 0)
+    commands = stage_commands(file, bootstrap, fused=False, transcripts=True, http_ports=ports)
     supervisor = Supervisor(
         {name: [*_INTO_FILE, str(logs / f"{name}.log"), *command] for name, command in commands.items()},
         policy=_AT_ONCE,

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -352,12 +351,3 @@ def test_transcripts_of_what_reads_no_texts(penstock: Penstock, ensemble: WriteE
     model = {"name": "a", "source": "m", "task": "text-ranking"}
     line = one_line(penstock("transcripts", ensemble(models=[model])))
     assert "models[0].task: text-ranking reads no texts, and speech is texts: put it into an ensemble of" in line
-
-
-def test_transcripts_without_faust(
-    penstock: Penstock, ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "faust", raising=False)
-    line = one_line(penstock("transcripts", ensemble()))
-    assert line == "transcripts: faust-streaming is not installed: pip install faust-streaming cramjam"

@@ -14,13 +14,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.apache_kafka.jars import KAFKA_VERSION
-from pipeline.settings import STAGES, load_ensemble
+from pipeline.settings import PROCESSES, STAGES, load_ensemble
 from pipeline.up import drain_budget_s
 from tests.deploy.deployment import ROOT, STAGE_SERVICES, of, read_compose, read_dockerfile, seconds
 from tests.json_schema import check
 
 SCHEMA = json.loads(Path(__file__).with_name("compose-spec.json").read_text())
-PENSTOCK_SERVICES = ("topics", *STAGE_SERVICES, "encode-gpu")
+PENSTOCK_SERVICES = ("topics", *STAGE_SERVICES, "encode-gpu", "transcripts")
 ENSEMBLES = ("ensemble.yaml", "ensemble-gpu.yaml")
 
 
@@ -138,6 +138,15 @@ def test_each_stage_is_a_service_that_scales(services: dict[str, Any]) -> None:
         assert not services[stage].keys() & {"container_name", "ports", "hostname", "deploy", "scale"}
 
 
+def test_transcripts_are_a_profile_and_scale(services: dict[str, Any]) -> None:
+    differing = {"command", "profiles"}
+    plain = {name: value for name, value in services["tokenize"].items() if name not in differing}
+    service = services["transcripts"]
+    assert {name: value for name, value in service.items() if name not in differing} == plain
+    assert service["profiles"] == ["speech"]
+    assert service["command"] == "transcripts --instance= /etc/penstock/ensemble.yaml"
+
+
 def test_encode_on_a_gpu_is_encode_with_a_gpu(services: dict[str, Any]) -> None:
     differing = {"profiles", "image", "build", "volumes", "deploy", "healthcheck"}
     plain = {name: value for name, value in services["encode"].items() if name not in differing}
@@ -198,7 +207,7 @@ def test_prometheus_knows_each_stages_port() -> None:
     settings = load_ensemble(ROOT / "deploy/ensemble.yaml")
     jobs = YAML(typ="safe", pure=True).load(ROOT / "deploy/prometheus.yml")["scrape_configs"]
     found = {config["names"][0]: config["port"] for job in jobs for config in job["dns_sd_configs"]}
-    assert found == {stage: settings.http_port(stage) for stage in STAGES}
+    assert found == {process: settings.http_port(process) for process in PROCESSES}
 
 
 def test_kubernetes_example_fits_the_ensemble() -> None:

@@ -29,7 +29,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from pipeline.apache_kafka.broker import ApacheBroker
 from pipeline.apache_kafka.runtime import Runtime
 from pipeline.deadline import Deadline
-from pipeline.settings import STAGES, load_ensemble
+from pipeline.settings import PROCESSES, load_ensemble
 from pipeline.topics import wanted_topics
 from tests.deploy.deployment import ROOT, image_command, image_environment, read_compose
 
@@ -163,18 +163,22 @@ def test_topics_are_made_once(start: Callable[[str], Container], kafka: Kafka) -
 
 def test_stages_become_ready_answer_and_drain(start: Callable[[str], Container], kafka: Kafka) -> None:
     assert start("topics").ends() == 0
-    # As with --scale encode=2.
-    containers = [start(service) for service in (*STAGES, "encode")]
+    # As with --profile speech --scale encode=2 --scale transcripts=2.
+    containers = [start(service) for service in (*PROCESSES, "encode", "transcripts")]
     for container in containers:
         container.await_ready()
     servers = kafka.host_address
     texts = {f"request-{number}": f"What a lovely day number {number} was." for number in range(40)}
     produce(servers, texts)
-    results = read_results(servers, len(texts))
+    results = read(servers, SETTINGS.topic_names.results, len(texts))
     assert {result["id"] for result in results} == texts.keys()
     for result in results:
         assert len(result["outputs"]["embedding"]) == 384
         assert result["outputs"]["sentiment"][0]["label"] == "POSITIVE"
+    speak(servers, "call-7", "What a lovely day.")
+    told = read(servers, SETTINGS.speech_topic_names.transcripts, 2)
+    assert [each["type"] for each in told] == ["utterance", "transcript"]
+    assert told[0]["outputs"]["sentiment"][0]["label"] == "POSITIVE"
     # As `docker compose down` does: within the grace period, or they are killed.
     for container in containers:
         container.process.send_signal(signal.SIGTERM)
@@ -190,10 +194,17 @@ def produce(servers: str, texts: dict[str, str]) -> None:
     assert producer.flush(WAIT_S) == 0
 
 
-def read_results(servers: str, count: int) -> list[dict[str, Any]]:
+def speak(servers: str, stream_id: str, text: str) -> None:
+    said = {"stream_id": stream_id, "utterance_id": "0", "revision": 0, "is_final": True, "text": text}
+    producer = Producer({"bootstrap.servers": servers})
+    for event in (said, {"stream_id": stream_id, "end_of_stream": True}):
+        producer.produce(SETTINGS.speech_topic_names.speech, json.dumps(event), stream_id)
+    assert producer.flush(WAIT_S) == 0
+
+
+def read(servers: str, topic: str, count: int) -> list[dict[str, Any]]:
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "reader", "enable.auto.commit": False})
     try:
-        topic = SETTINGS.topic_names.results
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in PARTITIONS])
         deadline = Deadline(WAIT_S)
         results: list[dict[str, Any]] = []

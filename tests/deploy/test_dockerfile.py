@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-from pipeline.settings import STAGES, HttpSettings
+from pipeline.settings import PROCESSES, HttpSettings
 from tests.deploy.deployment import ROOT, Instruction, is_sent_to_docker, of, read_compose, read_dockerfile
 
 STAGES_OF_IT = read_dockerfile()
@@ -152,10 +152,10 @@ def test_signals_reach_the_worker() -> None:
     assert json.loads(of(IMAGE, "ENTRYPOINT")[0].rest) == ["penstock"]
 
 
-def test_its_ports_are_the_stages() -> None:
+def test_its_ports_are_the_processes() -> None:
     (exposed,) = of(IMAGE, "EXPOSE")
     first = HttpSettings().port
-    assert exposed.words == [str(first + number) for number in range(len(STAGES))]
+    assert exposed.words == [str(first + number) for number in range(len(PROCESSES))]
 
 
 def test_its_version_is_the_projects() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.http import HealthServer
 from pipeline.metrics import WorkerMetrics
-from pipeline.settings import STAGES, HttpSettings
+from pipeline.settings import PROCESSES, HttpSettings
 from tests.deploy.deployment import ROOT
 
 WAIT_S = 30.0
@@ -78,5 +78,5 @@ def test_a_proxy_is_not_asked(serve: Callable[[str | None], int], monkeypatch: p
 
 def test_the_ports_are_those_of_the_ensemble_file() -> None:
     first = HttpSettings().port
-    ports = ", ".join(str(first + number) for number in range(len(STAGES)))
+    ports = ", ".join(str(first + number) for number in range(len(PROCESSES)))
     assert f"DEFAULT_PORTS = ({ports})" in (ROOT / "deploy/ready.py").read_text()

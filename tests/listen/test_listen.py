@@ -21,8 +21,8 @@ from pipeline.listen.run import listen, run_listen
 from pipeline.mock_cluster import EmbeddedBroker
 from pipeline.settings import EnsembleSettings, load_ensemble
 from tests.listen.sounds import tone, write_wav
+from tests.speech.member import running
 from tests.speech.speech_world import answer
-from tests.speech.test_transcripts_app import running
 
 
 class Script:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.engine_settings import _quota, processors
 from pipeline.ensemble_file import validate_settings
 from pipeline.mistakes import SettingsError
-from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_model
+from pipeline.settings import PROCESSES, EnsembleSettings, load_ensemble, settings_for_model
 
 DEMO = Path(__file__).parents[2] / "pipeline" / "demo" / "ensemble.yaml"
 
@@ -113,7 +113,7 @@ def test_defaults(tmp_path):
     }
     assert ensemble.engine.instance_count == min(len(os.sched_getaffinity(0)), _quota(Path("/sys/fs/cgroup")))
     assert (ensemble.commit_every_ms, ensemble.drain_timeout_ms) == (500, 20000)
-    assert [ensemble.http_port(stage) for stage in ("tokenize", "encode", "postprocess")] == [8002, 8003, 8004]
+    assert [ensemble.http_port(process) for process in PROCESSES] == [8002, 8003, 8004, 8005]
     assert ensemble.group_id("encode") == "reviews.encode"
     assert ensemble.kafka.client_settings() == {"bootstrap.servers": "127.0.0.1:9092"}
 
@@ -352,7 +352,7 @@ NAME = "letters, digits, '.', '_' and '-', at most"
         ("http/host", "me:8002", f"http.host: 'me:8002' is not allowed; allowed: {HOST}"),
         ("http/host", "300.0.0.1", f"http.host: '300.0.0.1' is not allowed; allowed: {HOST}"),
         ("http/host", "*", f"http.host: '*' is not allowed; allowed: {HOST}"),
-        ("http/port", 65535, "http.port: 65535 is not allowed; allowed: a whole number from 0 to 65533"),
+        ("http/port", 65535, "http.port: 65535 is not allowed; allowed: a whole number from 0 to 65532"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, place, value, line):

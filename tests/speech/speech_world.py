@@ -1,17 +1,19 @@
 """A feed, an ensemble and a Kafka that are lists, around the desk of a process that may die at any moment.
 
-The desk is driven as `pipeline.speech.app` drives it: of a batch first what follows is sent, then state is kept, then
-the records' offsets are committed. `crash_after` says how many of these steps a process still takes.
+The desk is driven as `pipeline.speech.worker` does on an embedded broker: of a batch first what follows is sent, then
+state is kept, then the records' offsets are committed. Or, `atomic`, as it does on a Kafka with transactions: all of it
+or nothing. `crash_after` says how many of these steps a process still takes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.desk import Desk, Outgoing, without_superseded
+from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
 from schemas.errors import BadRecord, Reason
 from schemas.headers import dead_letter_headers
 from schemas.records import Headers, InputRecord, Source
@@ -47,7 +49,7 @@ def answer(text: str, _headers: object = None) -> dict[str, Any]:
 class World:
     """One partition of each topic. `answers` says what the ensemble makes of a request, None: nothing at all."""
 
-    def __init__(self, settings: EnsembleSettings, *, answers: Answers = answer) -> None:
+    def __init__(self, settings: EnsembleSettings, *, answers: Answers = answer, atomic: bool = False) -> None:
         self.settings = settings
         self.now_s = 0.0
         self.logs: dict[str, list[InputRecord]] = {"speech": [], "result": [], "dead_letter": []}
@@ -58,6 +60,7 @@ class World:
         self.kept: dict[bytes, bytes] = {}
         self.crash_after: int | None = None
         self._answers = answers
+        self._atomic = atomic
         self.start()
 
     def start(self) -> None:
@@ -80,14 +83,12 @@ class World:
         outgoing: list[Outgoing] = []
         for record in batch:
             outgoing += getattr(self.desk, kind)(record, now_s=self.now_s, now_ms=self.now_s * 1e3)
-        self._do(outgoing)
-        self._step()
-        self.committed[kind] = start + len(batch)
+        self._do(outgoing, lambda: self.committed.update({kind: start + len(batch)}))
 
     def tick(self, seconds: float = 0.0) -> None:
         """Time passes, with nothing to read."""
         self.now_s += seconds
-        self._do(self.desk.tick(now_s=self.now_s, now_ms=self.now_s * 1e3, quiet={0}))
+        self._do(self.desk.tick(now_s=self.now_s, now_ms=self.now_s * 1e3, quiet=lambda _: True))
 
     def settle(self) -> None:
         """All is read, until nothing more follows from it."""
@@ -108,19 +109,30 @@ class World:
         """Bad records of the feed."""
         return [each for each in self.logs["dead_letter"] if UTTERANCE not in dict(each.headers)]
 
-    def _do(self, outgoing: Iterable[Outgoing]) -> None:
-        for each in without_superseded([*outgoing]):
-            self._step()
-            self._send(each)
-        self._keep()
+    def _do(self, outgoing: Iterable[Outgoing], commit: Callable[[], None] = lambda: None) -> None:
+        sends = [partial(self._send, each) for each in without_superseded([*outgoing])]
+        self._take([*sends, *self._writes(), commit])
 
     def _keep(self) -> None:
-        for write in self.desk.writes():
-            self._step()
-            if write.value is None:
-                self.kept.pop(write.key, None)
-            else:
-                self.kept[write.key] = write.value
+        self._take(self._writes())
+
+    def _take(self, steps: Sequence[Callable[[], None]]) -> None:
+        if self._atomic:
+            for _ in steps:
+                self._step()
+        for step in steps:
+            if not self._atomic:
+                self._step()
+            step()
+
+    def _writes(self) -> list[Callable[[], None]]:
+        return [partial(self._write, each) for each in self.desk.writes()]
+
+    def _write(self, write: Write) -> None:
+        if write.value is None:
+            self.kept.pop(write.key, None)
+        else:
+            self.kept[write.key] = write.value
 
     def _step(self) -> None:
         if self.crash_after is not None:

@@ -40,8 +40,8 @@ def unkilled(said: list[bytes], **speech: Any) -> World:
 
 
 @settings(max_examples=80, deadline=None)
-@given(seed=st.integers(0, 1 << 32), context_characters=st.sampled_from((0, 12)))
-def test_crashes_change_nothing(seed: int, context_characters: int) -> None:
+@given(seed=st.integers(0, 1 << 32), context_characters=st.sampled_from((0, 12)), atomic=st.booleans())
+def test_crashes_change_nothing(seed: int, context_characters: int, atomic: bool) -> None:
     draw = random.Random(seed)
     said = some_speech(draw)
     speech = {"context_characters": context_characters, "silence_ms": 3_600_000, "resend_after_ms": 1_000}
@@ -54,7 +54,7 @@ def test_crashes_change_nothing(seed: int, context_characters: int) -> None:
         # A result that was deleted before it was read: asked again.
         return None if draw.random() < 0.1 * lossy else answer(text)
 
-    world = World(make_settings(**speech), answers=superseding)
+    world = World(make_settings(**speech), answers=superseding, atomic=atomic)
     waiting = [*said]
     while waiting:
         if draw.random() < 0.3:
@@ -75,6 +75,8 @@ def test_crashes_change_nothing(seed: int, context_characters: int) -> None:
         world.tick(1_000)
 
     whole = world.whole()
+    if atomic:
+        assert len(world.raw) == len({*world.raw}), "nothing is said twice"
     assert {name: {*values} for name, values in whole.items()} == {
         name: {*values} for name, values in expected.whole().items()
     }

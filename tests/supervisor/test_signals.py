@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import up
-from pipeline.serve import _stopped_by_signals
 from pipeline.settings import EnsembleSettings
+from pipeline.worker_process import stopped_by_signals
 
 WAIT_S = 20.0
 
@@ -26,7 +26,7 @@ def _handlers_as_before() -> Iterator[None]:
 
 def test_a_worker_stops_though_the_main_thread_holds_the_event_s_lock() -> None:
     stop = threading.Event()
-    with _stopped_by_signals(stop):
+    with stopped_by_signals(stop):
         with stop._cond:  # type: ignore[attr-defined]  # as inside of set() and wait()
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
@@ -35,7 +35,7 @@ def test_a_worker_stops_though_the_main_thread_holds_the_event_s_lock() -> None:
 
 def test_a_worker_that_stops_by_itself_can_be_told_to_stop_as_well() -> None:
     stop = threading.Event()
-    with _stopped_by_signals(stop):
+    with stopped_by_signals(stop):
         stop.set()
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,21 +1,18 @@
-"""The Faust app on an embedded broker: what the desk says reaches the topics, and its state outlives a process."""
+"""A member on an embedded broker: what the desk says reaches the topics, and its state outlives a process."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
 from pipeline.mock_cluster import EmbeddedBroker
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.app import TranscriptsApp
 from schemas.headers import read_cause
 from tests.eventually import WAIT_S, eventually
+from tests.speech.member import running
 from tests.speech.speech_world import answer, end, event
 
 pytestmark = pytest.mark.broker
@@ -43,41 +40,6 @@ def settings() -> Iterator[EnsembleSettings]:
         for name in (speech.speech, speech.transcripts, speech.changelog):
             broker.create_topic(name, PARTITIONS)
         yield made
-
-
-@contextmanager
-def running(settings: EnsembleSettings) -> Iterator[TranscriptsApp]:
-    """The app on a thread of its own, until the end of the block; then its failure, if any, is raised."""
-    started: list[TranscriptsApp] = []
-    stopping = threading.Event()
-    failures: list[BaseException] = []
-
-    async def run() -> None:
-        app = TranscriptsApp(settings, instance=None, embedded=True, stopped=asyncio.Event())
-        started.append(app)
-        await app.start()
-        while not stopping.is_set() and app.failure is None:
-            await asyncio.sleep(0.02)
-        await app.stop()
-        if app.failure is not None:
-            raise app.failure
-
-    def in_a_thread() -> None:
-        try:
-            asyncio.run(run())
-        except BaseException as err:  # noqa: BLE001 - told below
-            failures.append(err)
-
-    thread = threading.Thread(target=in_a_thread, daemon=True)
-    thread.start()
-    try:
-        eventually(lambda: bool(failures) or (bool(started) and started[0].ready))
-        yield started[0]
-    finally:
-        stopping.set()
-        thread.join(WAIT_S)
-    assert not thread.is_alive(), "the app stopped"
-    assert failures == []
 
 
 class Kafka:
@@ -141,9 +103,9 @@ def test_a_stream_goes_on_in_another_process(settings: EnsembleSettings) -> None
     # Its result comes, and the end, while nobody reads.
     kafka.answer(requests)
     kafka.say(event("a", "0", 0, "good mor"), end("a"))
-    with running(settings) as app:
+    with running(settings) as worker:
         transcripts = kafka.read(settings.speech_topic_names.transcripts, 3)
-        assert app.desk.streams["a"].head.done
+        assert worker.desk.streams["a"].head.done
     assert {message.partition() for message in transcripts} == {1}
     assert {message.key() for message in transcripts} == {b"a"}
     records = [json.loads(message.value() or b"") for message in transcripts]

@@ -1,0 +1,222 @@
+"""Several members of the transcripts' group on Apache Kafka: whoever comes, goes or is taken for dead, each stream is
+told once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+
+from pipeline import clients
+from pipeline.apache_kafka.broker import ApacheBroker
+from pipeline.metrics import WorkerMetrics
+from pipeline.settings import EnsembleSettings
+from pipeline.speech.delivery import Batch
+from pipeline.speech.serve import transcripts_worker
+from pipeline.speech.worker import TranscriptsWorker
+from pipeline.up import make_topics
+from tests.eventually import WAIT_S, eventually
+from tests.speech.speech_world import answer, end, event
+
+pytestmark = [pytest.mark.apache, pytest.mark.slow]
+
+PARTITIONS = 4
+STREAMS = 24
+UTTERANCES = 3
+REVISIONS = 3
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def settings(apache_broker: ApacheBroker) -> EnsembleSettings:
+    made = EnsembleSettings.model_validate(
+        {
+            "name": f"shared-{next(_numbers)}",
+            "topics": {"partitions": PARTITIONS},
+            "models": [{"name": "m", "source": "unused"}],
+            "speech": {"silence_ms": 600_000, "resend_after_ms": 600_000},
+            "kafka": {
+                "bootstrap.servers": apache_broker.bootstrap,
+                # How soon the group takes one for dead that doesn't come round.
+                "consumer": {"session.timeout.ms": 6_000, "max.poll.interval.ms": 6_000},
+            },
+        }
+    )
+    make_topics(made)
+    return made
+
+
+class Crew:
+    """Members by name, each on a thread of its own."""
+
+    def __init__(self, settings: EnsembleSettings, threads: ThreadPoolExecutor) -> None:
+        self._settings = settings
+        self._threads = threads
+        self.workers: dict[str, TranscriptsWorker] = {}
+        self._stops: dict[str, threading.Event] = {}
+        self._ends: dict[str, Future[None]] = {}
+
+    def start(self, name: str) -> TranscriptsWorker:
+        worker = transcripts_worker(self._settings, WorkerMetrics("shared"), name=name, embedded=False)
+        self.workers[name], self._stops[name] = worker, threading.Event()
+        self._ends[name] = self._threads.submit(worker.run, self._stops[name].is_set)
+        eventually(lambda: self._ends[name].done() or worker.not_ready() is None)
+        return worker
+
+    def stop(self, name: str) -> None:
+        self._stops[name].set()
+        self._ends.pop(name).result(WAIT_S)
+
+    def stop_all(self) -> None:
+        for stop in self._stops.values():
+            stop.set()
+        for name in [*self._ends]:
+            self.stop(name)
+
+
+@pytest.fixture
+def crew(settings: EnsembleSettings) -> Iterator[Crew]:
+    with ThreadPoolExecutor(4) as threads:
+        made = Crew(settings, threads)
+        try:
+            yield made
+        finally:
+            made.stop_all()
+
+
+class Ensemble:
+    """In place of the stages: answers each request, with its text for a label. Meanwhile it reads the transcripts."""
+
+    def __init__(self, settings: EnsembleSettings) -> None:
+        self._requests, self._results = settings.topic_names.requests, settings.topic_names.results
+        kafka: Mapping[str, Any] = {"bootstrap.servers": settings.kafka.bootstrap_servers}
+        self._producer = Producer({**kafka, "linger.ms": 0})
+        self._consumer: Consumer = clients.reader(kafka, client_id="ensemble")
+        topics = (self._requests, settings.speech_topic_names.transcripts)
+        self._consumer.assign(
+            [TopicPartition(topic, number, OFFSET_BEGINNING) for topic in topics for number in range(PARTITIONS)]
+        )
+        self.told: list[dict[str, Any]] = []
+
+    def turn(self) -> None:
+        for message in clients.read(self._consumer, 500, 0.02):
+            if message.error() is not None:
+                continue
+            if message.topic() == self._requests:
+                self._answer(message)
+            else:
+                self.told.append(json.loads(message.value() or b""))
+        self._producer.poll(0)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not done():
+            assert time.monotonic() < deadline
+            self.turn()
+
+    def whole(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for each in self.told:
+            if each["type"] == "transcript":
+                found.setdefault(each["stream_id"], []).append(each)
+        return found
+
+    def _answer(self, request: Message) -> None:
+        value = json.dumps(answer(json.loads(request.value() or b"")["text"]))
+        self._producer.produce(
+            self._results, value, request.key(), request.partition() or 0, headers=request.headers() or []
+        )
+
+
+def say_all(settings: EnsembleSettings, meanwhile: Mapping[int, Callable[[], object]], ensemble: Ensemble) -> None:
+    """All streams' events, a round of them at a time; `meanwhile` is what happens before a round."""
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers, "linger.ms": 0})
+    rounds = [(utterance, revision) for utterance in range(UTTERANCES) for revision in range(REVISIONS)]
+    for number, (utterance, revision) in enumerate([*rounds, (None, 0)]):
+        meanwhile.get(number, lambda: None)()
+        for stream in (f"s{number}" for number in range(STREAMS)):
+            said = (
+                event(stream, str(utterance), revision, text_of(stream, utterance, revision), final=revision == 2)
+                if utterance is not None
+                else end(stream)
+            )
+            producer.produce(settings.speech_topic_names.speech, said, stream)
+        producer.flush(WAIT_S)
+        for _ in range(10):
+            ensemble.turn()
+
+
+def text_of(stream: str, utterance: int, revision: int) -> str:
+    return f"{stream} {utterance} " + "word " * (revision + 1)
+
+
+def check(ensemble: Ensemble) -> None:
+    """Each stream's whole transcript once, with all that is final; each annotation once, of its own text, in order."""
+    whole = ensemble.whole()
+    assert {stream: len(told) for stream, told in whole.items()} == {f"s{number}": 1 for number in range(STREAMS)}
+    newest: dict[tuple[str, str], int] = {}
+    for each in ensemble.told:
+        if each["type"] == "utterance":
+            place, revision = (each["stream_id"], each["utterance_id"]), each["revision"]
+            assert newest.get(place, -1) < revision, "once, and in order"
+            newest[place] = revision
+            assert each["outputs"]["m"][0]["label"] == text_of(each["stream_id"], int(each["utterance_id"]), revision)
+    finals = Counter(
+        (stream, utterance["utterance_id"])
+        for stream, [told] in whole.items()
+        for utterance in told["utterances"]
+        if utterance["is_final"]
+    )
+    assert finals == {(f"s{number}", str(each)): 1 for number in range(STREAMS) for each in range(UTTERANCES)}
+
+
+def test_members_that_come_and_go_tell_all_once(settings: EnsembleSettings, crew: Crew) -> None:
+    ensemble = Ensemble(settings)
+    crew.start("a")
+    say_all(
+        settings,
+        {2: lambda: crew.start("b"), 4: lambda: crew.start("c"), 5: lambda: crew.stop("a"), 7: lambda: crew.start("d")},
+        ensemble,
+    )
+    ensemble.until(lambda: len(ensemble.whole()) == STREAMS)
+    crew.stop_all()
+    ensemble.turn()
+    check(ensemble)
+
+
+@pytest.mark.timeout(120)
+def test_a_member_that_was_taken_for_dead_tells_nothing_more(settings: EnsembleSettings, crew: Crew) -> None:
+    ensemble = Ensemble(settings)
+    stalled, go_on = threading.Event(), threading.Event()
+    slow = crew.start("slow")
+    deliver = slow._delivery.deliver
+
+    def stall(batch: Batch, consumer: Consumer) -> None:
+        """Once it has something to tell it waits, until others have its partitions."""
+        if batch.sent and not go_on.is_set():
+            stalled.set()
+            go_on.wait(WAIT_S)
+        deliver(batch, consumer)
+
+    def hang() -> None:
+        slow._delivery.deliver = stall  # type: ignore[method-assign]
+
+    say_all(settings, {3: hang}, ensemble)
+    assert stalled.wait(WAIT_S)
+    crew.start("other")
+    ensemble.until(lambda: len(ensemble.whole()) == STREAMS)
+    go_on.set()
+    eventually(lambda: slow.not_ready() is None and len(slow._next) > 0)
+    crew.stop_all()
+    ensemble.turn()
+    check(ensemble)
+    labels = {"ensemble": "shared", "stage": "transcripts", "outcome": "aborted"}
+    assert slow._metrics._worker.registry.get_sample_value("penstock_transactions_total", labels) == 1

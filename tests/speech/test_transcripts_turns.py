@@ -1,0 +1,285 @@
+"""A member's turns with a consumer, a delivery, a changelog and a clock of the test's own: what it does when time
+passes, when partitions come and go, and when a delivery fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from pipeline.errors import WorkerFailure
+from pipeline.metrics import WorkerMetrics
+from pipeline.speech import worker as worker_module
+from pipeline.speech.delivery import Batch, NotDelivered
+from pipeline.speech.worker import TranscriptsWorker
+from tests.speech.speech_world import end, event, make_settings
+
+FEED, RESULTS, LETTERS = "talk.speech", "talk.results", "talk.dead-letters"
+TOPICS = (FEED, RESULTS, LETTERS)
+
+
+class FakeMessage:
+    """A record, or, with `code`, what comes in place of one."""
+
+    def __init__(
+        self, topic: str, partition: int, offset: int, *, key: str = "", value: bytes = b"", code: int | None = None
+    ) -> None:
+        self.topic = lambda: topic
+        self.partition = lambda: partition
+        self.offset = lambda: offset
+        self.key = lambda: key.encode()
+        self.value = lambda: value
+        self.headers = lambda: None
+        self.timestamp = lambda: (0, 0)
+        self.error = lambda: None if code is None else KafkaError(code)
+
+
+class Rig:
+    """A member of which the test is the group, the broker and the clock. It has partition 0."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **speech: Any) -> None:
+        self.now_s = 0.0
+        self.offsets: dict[int, int] = {}
+        self.committed_offsets: dict[tuple[str, int], int] = {}
+        self.kept: dict[bytes, bytes] = {}
+        self.waiting: list[FakeMessage] = []
+        self.assigned: list[tuple[str, int, int]] = []
+        self.delivered: list[Batch] = []
+        self.failing = 0
+        self.is_ready = True
+        self.let_go_count = 0
+        self.at_poll: Callable[[], None] = lambda: None
+        self.metrics = WorkerMetrics("talk")
+        monkeypatch.setattr(worker_module, "committed_offsets", self._committed)
+        monkeypatch.setattr(worker_module, "read_changelog", lambda *_, **__: dict(self.kept))
+        self.worker = TranscriptsWorker(
+            make_settings(**speech),
+            connect=lambda _: cast(Consumer, self),
+            delivery=lambda _: self,
+            metrics=self.metrics.stage("transcripts"),
+            clock_ms=lambda: self.now_s * 1e3,
+            clock_wall_ms=lambda: self.now_s * 1e3,
+        )
+        self.desk = self.worker.desk
+        self.assign_to_it(0)
+
+    # What the test does.
+
+    def assign_to_it(self, *partitions: int, topics: Collection[str] = TOPICS) -> None:
+        self.worker._on_assign(
+            cast(Consumer, self), [TopicPartition(topic, number) for topic in topics for number in partitions]
+        )
+
+    def say(self, stream_id: str, value: bytes, *, partition: int = 0) -> FakeMessage:
+        offset = self.offsets.setdefault(partition, 0)
+        self.offsets[partition] += 1
+        message = FakeMessage(FEED, partition, offset, key=stream_id, value=value)
+        self.waiting.append(message)
+        return message
+
+    def reach_the_end(self, partition: int = 0) -> None:
+        offset = self.offsets.get(partition, 0)
+        self.waiting.append(FakeMessage(FEED, partition, offset, code=KafkaError._PARTITION_EOF))
+
+    def turn(self, now_s: float | None = None) -> None:
+        if now_s is not None:
+            self.now_s = now_s
+        self.worker.turn()
+
+    def sent(self) -> list[bytes | None]:
+        """Keys of the requests that were delivered, as the streams' ids."""
+        return [
+            each.record.key for batch in self.delivered for each in batch.sent if each.record.topic == "talk.requests"
+        ]
+
+    # What it has for a consumer and a delivery.
+
+    def _committed(self, _consumer: object, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        return {
+            each: self.committed_offsets[topic, each] for each in partitions if (topic, each) in self.committed_offsets
+        }
+
+    def memberid(self) -> str:
+        return "me"
+
+    def poll(self, _wait_s: float) -> Message | None:
+        self.at_poll()
+        return cast(Message, self.waiting.pop(0)) if self.waiting else None
+
+    def consume(self, most: int, _wait_s: float) -> list[Message]:
+        taken, self.waiting = self.waiting[:most], self.waiting[most:]
+        return cast("list[Message]", taken)
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.assigned = [(each.topic, each.partition, each.offset) for each in places]
+
+    def unassign(self) -> None:
+        self.assigned = []
+
+    def get_watermark_offsets(self, place: TopicPartition, **_: object) -> tuple[int, int]:
+        return 0, self.offsets.get(place.partition, 0)
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def deliver(self, batch: Batch, _consumer: object) -> None:
+        if self.failing:
+            self.failing -= 1
+            raise NotDelivered("the broker is away")
+        self.delivered.append(batch)
+        for each in batch.kept:
+            assert each.record.key is not None
+            if each.record.value is None:
+                self.kept.pop(each.record.key, None)
+            else:
+                self.kept[each.record.key] = each.record.value
+        self.committed_offsets |= {(each.topic, each.partition): each.offset for each in batch.done}
+
+    def let_go(self, _consumer: object) -> None:
+        self.let_go_count += 1
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_stream_ends_by_silence_while_another_one_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, silence_ms=1_000, remember_ms=2_000, resend_after_ms=1_000)
+    rig.say("gone", event("gone", "0", 0, "hm"))
+    rig.say("over", end("over"))
+    rig.turn(0)
+    for tenth in range(1, 31):
+        rig.say("busy", event("busy", "0", tenth, f"word {tenth}"))
+        rig.reach_the_end()
+        rig.turn(tenth / 10)
+    streams = rig.desk.streams
+    assert (streams["gone"].head.ended_by, streams["busy"].head.ended_by) == ("silence", None)
+    assert "over" not in streams, "forgotten"
+    assert rig.desk.counts["asked_again"] == 1
+
+
+def test_silence_is_no_silence_while_records_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, silence_ms=1_000)
+    rig.say("a", event("a", "0", 0, "hm"))
+    rig.turn(0)
+    rig.turn(5)  # nothing more came, but its end was not reached
+    assert rig.desk.streams["a"].head.ended_by is None
+    rig.reach_the_end()
+    rig.offsets[0] += 1  # one that was written since
+    rig.turn(12)
+    assert rig.desk.streams["a"].head.ended_by is None
+    rig.reach_the_end()
+    rig.turn(13)
+    assert rig.desk.streams["a"].head.ended_by == "silence"
+
+
+def test_what_failed_to_arrive_is_read_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.say("a", event("a", "0", 0, "good"))
+    rig.turn()
+    lost = rig.say("a", event("a", "0", 1, "good morning"))
+    rig.failing = 1
+    rig.turn()
+    rig.is_ready = False
+    rig.say("a", event("a", "0", 2, "good morning all"))
+    rig.turn()
+    assert rig.worker.not_ready() == "reading its state anew"
+    assert len(rig.delivered) == 1, "nothing that came meanwhile counts"
+    rig.is_ready = True
+    rig.turn()
+    assert rig.worker.not_ready() is None
+    assert (FEED, 0, lost.offset()) in rig.assigned
+    rig.waiting = [lost]
+    rig.turn()
+    assert rig.sent() == [b"a", b"a"]
+    [utterance] = rig.desk.streams["a"].utterances.values()
+    assert utterance.newest.revision == 1
+
+
+def test_a_state_that_cannot_be_read_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+
+    def refuse(*_: object, **__: object) -> dict[bytes, bytes]:
+        raise WorkerFailure("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "read_changelog", refuse)
+        rig.assign_to_it(0, 1)
+        early = rig.say("a", event("a", "0", 0, "good"))
+        rig.turn()
+        assert rig.worker.not_ready() == "reading its state anew"
+    rig.turn()
+    assert rig.worker.not_ready() is None
+    assert {(topic, partition) for topic, partition, _ in rig.assigned} == {(t, p) for t in TOPICS for p in (0, 1)}
+    rig.waiting = [early]
+    rig.turn()
+    assert rig.sent() == [b"a"]
+
+
+def test_partitions_that_go_take_their_streams_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.assign_to_it(0, 1)
+    rig.say("a", event("a", "0", 0, "good"))
+    rig.say("b", event("b", "0", 0, "bad"), partition=1)
+    rig.turn()
+    mine = {key: value for key, value in rig.kept.items() if b'"a"' in key}
+
+    def rebalanced() -> None:
+        rig.at_poll = lambda: None
+        rig.worker._on_revoke(cast(Consumer, rig), [])
+        rig.kept = mine
+        rig.assign_to_it(0)
+
+    # Read before the rebalance, and handed over after it.
+    rig.say("b", event("b", "0", 1, "bad!"), partition=1)
+    rig.at_poll = rebalanced
+    rig.say("a", event("a", "0", 1, "good!"))
+    rig.turn()
+    assert rig.let_go_count == 1
+    assert [*rig.desk.streams] == ["a"]
+    assert rig.sent() == [b"a", b"b", b"a"]
+
+
+def test_a_record_that_comes_again_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    again = rig.say("a", event("a", "0", 0, "good"))
+    rig.turn()
+    rig.waiting = [again]
+    rig.turn()
+    assert rig.desk.counts["repeated"] == 0, "the desk has not seen it"
+
+
+def test_a_feed_that_was_deleted_unread_goes_on_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.offsets[0] = 500
+    rig.waiting = [FakeMessage(FEED, 0, 0, code=KafkaError._AUTO_OFFSET_RESET)]
+    rig.turn()
+    rig.say("a", event("a", "0", 0, "good"))
+    rig.turn()
+    assert rig.sent() == [b"a"]
+    labels = {"ensemble": "talk", "stage": "transcripts"}
+    assert rig.metrics.registry.get_sample_value("penstock_records_lost_total", labels) == 1
+
+
+def test_results_at_another_member_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.assign_to_it(0, topics=(FEED, RESULTS))
+    assert "the group gives their results to another member" in str(rig.worker.not_ready())
+    assert not rig.worker.live()
+
+
+def test_what_becomes_of_events_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    for value in (event("a", "0", 0, "good"), event("a", "0", 0, "good"), b"rubbish"):
+        rig.say("a", value)
+    rig.turn(200)
+    rig.turn(201)
+
+    def sample(name: str, **labels: str) -> float | None:
+        return rig.metrics.registry.get_sample_value(name, {"ensemble": "talk", **labels})
+
+    assert sample("penstock_speech_streams") == 1
+    assert sample("penstock_speech_events_total", outcome="changed") == 1
+    assert sample("penstock_speech_events_total", outcome="unchanged") == 1
+    assert sample("penstock_consumer_lag", stage="transcripts", topic=FEED, partition="0") == 0
