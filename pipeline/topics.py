@@ -34,6 +34,9 @@ _OVERHEAD_BYTES = 1 << 20
 
 _SIZE = "max.message.bytes"
 _CLEANUP = "cleanup.policy"
+_SEGMENT = "segment.bytes"
+# Kafka compacts what is behind the newest segment: that is read in whole at each start. It must hold a record.
+_SEGMENT_BYTES = 2 * MAX_RECORD_BYTES
 
 # A broker answers in milliseconds; creating takes it up to 0.1 s a topic.
 _METADATA_TIMEOUT_S = 10.0
@@ -106,7 +109,7 @@ def speech_topics(settings: EnsembleSettings) -> list[WantedTopic]:
         names.speech: {_SIZE: str(MAX_RECORD_BYTES)},
         names.transcripts: {_SIZE: str(MAX_RECORD_BYTES)},
         # The newest of each key is the state; anything older is of no use, and anything newer must not go.
-        names.changelog: {_SIZE: str(MAX_RECORD_BYTES), _CLEANUP: "compact"},
+        names.changelog: {_SIZE: str(MAX_RECORD_BYTES), _CLEANUP: "compact", _SEGMENT: str(_SEGMENT_BYTES)},
     }
     return [
         WantedTopic(

@@ -49,7 +49,9 @@ def test_state_is_compacted_and_has_the_ensembles_partitions():
     wanted = {topic.name: topic for topic in speech_topics(ensemble(topics={"partitions": 8}))}
     assert [*wanted] == ["e.speech", "e.transcripts", "e.transcripts-streams-changelog"]
     assert {topic.partitions for topic in wanted.values()} == {8}
-    assert wanted["e.transcripts-streams-changelog"].config["cleanup.policy"] == "compact"
+    config = wanted["e.transcripts-streams-changelog"].config
+    assert config["cleanup.policy"] == "compact"
+    assert int(config["max.message.bytes"]) < int(config["segment.bytes"]) < 1 << 30, "less than Kafka's default"
 
 
 # --- librdkafka's mock cluster: metadata, and no admin API ---
