@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -15,6 +16,7 @@ from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
 from pipeline.http import host_refusal
 from pipeline.model_tasks import known_parameters, model_tasks, require_speech
+from pipeline.outputs import results_alone
 from pipeline.reach import reach_broker, require_transactions
 from pipeline.settings import EnsembleSettings, load_ensemble
 from pipeline.topics import all_topics, broker_metadata, require_topics
@@ -36,13 +38,18 @@ _SAMPLES: dict[RequestKind, str | dict[str, str | list[str]]] = {
 def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
     """Print `ok` or `FAILED` for each check; the exit code. One that fails does not stop the others, except the file:
     without it there is nothing to check."""
+    with results_alone() as results:
+        return _check(file, bootstrap, fused=fused, results=results)
+
+
+def _check(file: Path, bootstrap: str | None, *, fused: bool, results: TextIO) -> int:
     found: list[EnsembleSettings] = []
 
     def read_file() -> str:
         found.append(load_ensemble(file, bootstrap=bootstrap, environ=os.environ))
         return f"{file}, {_counted(len(found[0].models), 'model')}"
 
-    succeeds = _Checks()
+    succeeds = _Checks(results)
     if not succeeds("file", read_file):
         return EXIT_USER_ERROR
     settings = found[0]
@@ -78,7 +85,8 @@ def check(file: Path, bootstrap: str | None, *, fused: bool = False) -> int:
 class _Checks:
     """Runs checks and prints what they come to. What was told of one isn't told again of the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, results: TextIO) -> None:
+        self._results = results
         self._told: set[str] = set()
 
     def __call__(self, name: str, run: Callable[[], str]) -> bool:
@@ -88,10 +96,10 @@ class _Checks:
         except (UserError, WorkerFailure) as err:
             for line in err.lines if isinstance(err, UserError) else [str(err)]:
                 if line not in self._told:
-                    print(f"FAILED  {name}: {line}", flush=True)
+                    print(f"FAILED  {name}: {line}", file=self._results, flush=True)
                 self._told.add(line)
             return False
-        print(f"ok      {name}: {detail}", flush=True)
+        print(f"ok      {name}: {detail}", file=self._results, flush=True)
         return True
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from pipeline.model_tasks import known_parameters, model_tasks
+from pipeline.outputs import results_alone
 from pipeline.own_tasks import own_schemas
 from pipeline.settings import EnsembleSettings
 from schemas.errors import Reason
@@ -30,14 +30,15 @@ _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]+")
 
 def describe(settings: EnsembleSettings, *, as_json: bool) -> None:
     """Print the document. Raises UserError where the models' files can't be read."""
-    document = asyncapi(settings)
-    if as_json:
-        sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        return
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 120
-    yaml.dump(document, sys.stdout)
+    with results_alone() as results:
+        document = asyncapi(settings)
+        if as_json:
+            results.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            return
+        yaml = YAML()
+        yaml.default_flow_style = False
+        yaml.width = 120
+        yaml.dump(document, results)
 
 
 def asyncapi(settings: EnsembleSettings) -> Document:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.errors import UserError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Standard input, output and error.
 _STANDARD_DESCRIPTORS = 3
+_OUTPUT, _ERROR = 1, 2
 
 
 def prepare_outputs() -> None:
@@ -38,6 +39,25 @@ def require_standard_output() -> None:
     """Raises UserError where it is closed."""
     if sys.stdout is None:
         raise UserError("standard output is closed: there is nowhere to write to")
+
+
+@contextmanager
+def results_alone() -> Iterator[TextIO]:
+    """Standard output for a command's results, and nothing else.
+
+    What classes of the user's own and libraries print, C code too, goes to standard error: from here to the end of the
+    process, for what C code prints may leave its buffer as late as that.
+    """
+    results = sys.stdout
+    results.flush()
+    if isinstance(results, io.TextIOWrapper):
+        results = _text(_StandardOutput(io.FileIO(os.dup(results.fileno()), "wb")), results)
+    os.dup2(_ERROR, _OUTPUT)
+    sys.stdout = sys.stderr
+    try:
+        yield results
+    finally:
+        results.flush()
 
 
 # Not of FileIO: a signal's handler may raise between a write and its return, and then what is written would count as

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 
 from pipeline.ensemble import BLOCK_TEXTS, Ensemble
 from pipeline.lines_of_text import line_blocks, opened_lines, request_of
+from pipeline.outputs import results_alone
 from schemas.records import InputRecord, Source
 
 
 def predict_lines(file: Path | None, model: str | None, task: str | None) -> None:
     """Answer standard input line by line; what is there is answered before more is waited for."""
-    output = sys.stdout.buffer
     with (
+        results_alone() as results,
         opened_lines("-") as descriptor,
         Ensemble.load(file) if file is not None else Ensemble.of_model(str(model), task) as ensemble,
     ):
@@ -28,5 +28,5 @@ def predict_lines(file: Path | None, model: str | None, task: str | None) -> Non
             ]
             number += len(block)
             for answer in ensemble.answer(records):
-                output.write(encoder.encode(answer) + b"\n")
-            output.flush()
+                results.buffer.write(encoder.encode(answer) + b"\n")
+            results.flush()

@@ -28,6 +28,7 @@ RESTARTS = "PENSTOCK_RESTARTS"
 DRAIN_BUDGET_S = 30.0  # the grace that Kubernetes and `docker stop -t 30` give
 
 # A dead child is noticed this late; the shortest restart delay is four times that.
+_STANDARD_ERROR = 2
 _POLL_S = 0.05
 # Killed children are gone at once, unless one hangs in the kernel: then leave it.
 _KILL_BUDGET_S = 5.0
@@ -170,6 +171,9 @@ class Supervisor:
         child.process = subprocess.Popen(
             child.command,
             stdin=subprocess.DEVNULL,
+            # A worker has no results to print, only its libraries and the user's classes print: beside the logs, and
+            # not into what the command that supervises prints, as `penstock demo --json` does.
+            stdout=_STANDARD_ERROR,
             start_new_session=True,
             env=child_environment() | {RESTARTS: str(child.starts)},
         )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,7 @@ def penstock(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture
     def run(*arguments: str | Path) -> Outcome:
         capfdbinary.readouterr()
         monkeypatch.setattr(sys, "argv", ["penstock", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
+        with restored_output(), pytest.raises(SystemExit) as left:
             cli.main()
         out, err = capfdbinary.readouterr()
         return Outcome(int(left.value.code or 0), out.decode(), err.decode())
@@ -63,6 +64,18 @@ def penstock(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture
         monkeypatch.setattr(sys, "stdin", nothing)
         yield run
     signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def restored_output() -> Iterator[None]:
+    """Standard output as it was, after a command that keeps it for its results to the end of its process."""
+    kept = os.dup(1)
+    try:
+        with redirect_stdout(sys.stdout):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @pytest.fixture
