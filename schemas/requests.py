@@ -9,7 +9,6 @@ A request without an id takes it from the CloudEvents header `ce_id`, and where 
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from msgspec import Meta
 
 from schemas.errors import BadRecord, Reason
 from schemas.headers import CLOUDEVENTS_ID
+from schemas.json_values import JSON_ERRORS, decode_utf8, json_refusal
 from schemas.parameters import NOTHING_ASKED, Parameters, allowed_values, asked_or
 from schemas.records import Headers, InputRecord, Source
 
@@ -114,11 +114,6 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     echo: list[str] | None = None
 
 
-# Escapes of JSON in a row: a backslash that is escaped or a whole pair is passed over, half of a pair is caught.
-_HALF_PAIR = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
-)
-
 # In the decoder's messages.
 _PLACE_OF_PARAMETER = re.compile(r" - at `\$\.parameters(?:\.(?P<name>\w+)[^`]*)?`\Z")
 
@@ -159,7 +154,7 @@ def decode_request(
     if format == "json":
         body = _decode_json(record.value, kind, known_parameters)
     else:
-        body = TextRequest(text=_decode_utf8(record.value))
+        body = TextRequest(text=decode_utf8(record.value))
     size_bytes = sum(map(_size_bytes, _texts(body)))
     if size_bytes > max_text_bytes:
         raise BadRecord(
@@ -212,14 +207,15 @@ def _inputs(body: Body) -> tuple[list[TextInput], list[str] | None]:
 def _decode_json(value: bytes, kind: RequestKind, known: Collection[str]) -> Body:
     try:
         body: Body = _decoders[kind].decode(value)
-    except msgspec.ValidationError as err:
-        raise BadRecord(Reason.BAD_REQUEST, f"{err}{_what_is_right(str(err), kind, known)}") from err
-    except msgspec.DecodeError as err:
-        raise _no_json(value, str(err), kind) from err
-    except UnicodeDecodeError as err:
-        raise BadRecord(Reason.NOT_UTF8, str(err)) from err
-    except RecursionError as err:
-        raise BadRecord(Reason.BAD_REQUEST, "the JSON is nested too deeply") from err
+    except JSON_ERRORS as err:
+        raise json_refusal(
+            value,
+            err,
+            wrong=Reason.BAD_REQUEST,
+            another_shape=_what_is_right(str(err), kind, known),
+            empty=f"; a request is {_SHAPES[kind]}",
+            no_json="; plain text needs requests.format: text",
+        ) from err
     return body
 
 
@@ -234,28 +230,8 @@ def _what_is_right(message: str, kind: RequestKind, known: Collection[str]) -> s
     return f"; allowed: {', '.join(allowed)}" if allowed else ""
 
 
-def _no_json(value: bytes, message: str, kind: RequestKind) -> BadRecord:
-    """What to say of a value that the decoder can't read; its own words don't fit all."""
-    _decode_utf8(value)
-    if not value.strip():
-        return BadRecord(Reason.NOT_JSON, f"the value is empty; a request is {_SHAPES[kind]}")
-    if value.startswith(codecs.BOM_UTF8):
-        return BadRecord(Reason.NOT_JSON, "the value begins with a byte-order mark, which JSON doesn't allow")
-    half = next(filter(None, _HALF_PAIR.findall(value)), None)
-    if half:
-        return BadRecord(Reason.BAD_REQUEST, f"{half.decode()} is half of a surrogate pair: send both or neither")
-    return BadRecord(Reason.NOT_JSON, f"{message}; plain text needs requests.format: text")
-
-
 def _size_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _decode_utf8(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as err:
-        raise BadRecord(Reason.NOT_UTF8, str(err)) from err
 
 
 def _header_id(headers: Headers) -> str | None:

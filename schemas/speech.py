@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import BadRecord, Reason
+from schemas.json_values import JSON_ERRORS, json_refusal
 
 MAX_ID_CHARACTERS = 256
 _EVENT = '{"stream_id", "utterance_id", "revision", "is_final", "text", ...} or {"stream_id", "end_of_stream": true}'
@@ -61,32 +62,29 @@ _event = msgspec.json.Decoder(SpeechEvent)
 _end = msgspec.json.Decoder(EndOfStream)
 
 
-def decode_json(value: bytes, decoder: msgspec.json.Decoder[Any], allowed: str) -> Any:
+def decode_speech(value: bytes, decoder: msgspec.json.Decoder[Any], allowed: str) -> Any:
     """What `decoder` reads in a record's value. Raises BadRecord with `allowed`, what could stand there."""
     try:
         return decoder.decode(value)
-    except msgspec.ValidationError as err:
-        raise BadRecord(Reason.BAD_EVENT, f"{err}; allowed: {allowed}") from err
-    except UnicodeDecodeError as err:
-        raise BadRecord(Reason.NOT_UTF8, str(err)) from err
-    except msgspec.DecodeError as err:
-        raise BadRecord(Reason.NOT_JSON, f"{err}; allowed: {allowed}") from err
-    except RecursionError as err:
-        raise BadRecord(Reason.BAD_EVENT, "the JSON is nested too deeply") from err
+    except JSON_ERRORS as err:
+        behind = f"; allowed: {allowed}"
+        raise json_refusal(
+            value, err, wrong=Reason.BAD_EVENT, another_shape=behind, empty=behind, no_json=behind
+        ) from err
 
 
 def end_of_stream(value: bytes) -> EndOfStream | None:
     """The end that a record tells, in any feed; None where it tells something else. Raises BadRecord."""
     # Cheap before exact: almost no record is one.
-    if b"end_of_stream" not in value or decode_json(value, _kind, _EVENT).end_of_stream is None:
+    if b"end_of_stream" not in value or decode_speech(value, _kind, _EVENT).end_of_stream is None:
         return None
-    end: EndOfStream = decode_json(value, _end, _EVENT)
+    end: EndOfStream = decode_speech(value, _end, _EVENT)
     return end
 
 
 def decode_event(value: bytes) -> SpeechEvent:
     """The hypothesis in a record of Penstock's own feed. Raises BadRecord."""
-    event: SpeechEvent = decode_json(value, _event, _EVENT)
+    event: SpeechEvent = decode_speech(value, _event, _EVENT)
     if event.start_ms is not None and event.end_ms is not None and event.end_ms < event.start_ms:
         raise BadRecord(Reason.BAD_EVENT, f"end_ms {event.end_ms} is before start_ms {event.start_ms}")
     return event

@@ -11,7 +11,7 @@ import msgspec
 
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Event, Feed, hypothesis, joined
-from schemas.speech import Count, EndOfStream, decode_json
+from schemas.speech import Count, EndOfStream, decode_speech
 
 _ALLOWED = 'AssemblyAI\'s messages: {"type": "Turn", ...}, Begin, Termination'
 # Turns end in order; what is said of those before is late by more than anybody revises.
@@ -41,9 +41,9 @@ _turn = msgspec.json.Decoder(_Turn)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a message. Raises BadRecord."""
-    match decode_json(value, _type, _ALLOWED).type:
+    match decode_speech(value, _type, _ALLOWED).type:
         case "Turn":
-            return _read_turn(decode_json(value, _turn, _ALLOWED), feed)
+            return _read_turn(decode_speech(value, _turn, _ALLOWED), feed)
         case "Termination":
             return [EndOfStream(end_of_stream=True, stream_id=feed.stream_id)]
         case "Begin" if feed.tracks:

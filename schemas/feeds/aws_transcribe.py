@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Event, Feed, Seconds, hypothesis, milliseconds
-from schemas.speech import Id, decode_json
+from schemas.speech import Id, decode_speech
 
 _ALLOWED = 'Transcribe\'s {"Transcript": {"Results": [{"ResultId": ..., "IsPartial": ..., "Alternatives": [...]}]}}'
 
@@ -51,7 +51,7 @@ _message = msgspec.json.Decoder(_Message)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a message. Raises BadRecord."""
-    message: _Message = decode_json(value, _message, _ALLOWED)
+    message: _Message = decode_speech(value, _message, _ALLOWED)
     transcript = message.transcript_event.transcript if message.transcript_event else message.transcript
     if transcript is None:
         raise BadRecord(Reason.BAD_EVENT, f"no Transcript is in the message; allowed: {_ALLOWED}")

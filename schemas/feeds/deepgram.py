@@ -26,7 +26,7 @@ from schemas.feeds.tracks import (
     milliseconds,
     next_utterance,
 )
-from schemas.speech import EndOfStream, SpeechEvent, decode_json
+from schemas.speech import EndOfStream, SpeechEvent, decode_speech
 
 _ALLOWED = 'Deepgram\'s messages: {"type": "Results", ...}, UtteranceEnd, SpeechStarted, Metadata'
 
@@ -67,11 +67,11 @@ _utterance_end = msgspec.json.Decoder(_UtteranceEnd)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a message. Raises BadRecord."""
-    match decode_json(value, _type, _ALLOWED).type:
+    match decode_speech(value, _type, _ALLOWED).type:
         case "Results":
-            return [*_read_results(decode_json(value, _results, _ALLOWED), feed)]
+            return [*_read_results(decode_speech(value, _results, _ALLOWED), feed)]
         case "UtteranceEnd":
-            channel = decode_json(value, _utterance_end, _ALLOWED).channel[0]
+            channel = decode_speech(value, _utterance_end, _ALLOWED).channel[0]
             return [*_closed(feed, str(channel))]
         case "Metadata":
             ends = [event for name in sorted(feed.tracks) for event in _closed(feed, name)]

@@ -26,7 +26,7 @@ from schemas.feeds.tracks import (
     milliseconds,
     next_utterance,
 )
-from schemas.speech import decode_json
+from schemas.speech import decode_speech
 
 _ALLOWED = 'a StreamingRecognizeResponse: {"results": [{"alternatives": [{"transcript": ...}], "isFinal": ...}]}'
 
@@ -92,7 +92,7 @@ _response = msgspec.json.Decoder(_Response)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a response, of each channel. Raises BadRecord."""
-    response: _Response = decode_json(value, _response, _ALLOWED)
+    response: _Response = decode_speech(value, _response, _ALLOWED)
     if response.error is not None:
         raise BadRecord(Reason.BAD_EVENT, f"the recognizer reports an error: {response.error}")
     channels: dict[int, list[_Result]] = {}

@@ -11,7 +11,7 @@ import msgspec
 
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Event, Feed, Seconds, begin_session, hypothesis, milliseconds, next_utterance
-from schemas.speech import decode_json
+from schemas.speech import decode_speech
 
 _ALLOWED = 'Vosk\'s {"partial": "..."} or {"text": "...", "result": [...]}'
 # Vosk has one channel.
@@ -41,7 +41,7 @@ _message = msgspec.json.Decoder(_Message)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a message. Raises BadRecord."""
-    message: _Message = decode_json(value, _message, _ALLOWED)
+    message: _Message = decode_speech(value, _message, _ALLOWED)
     if message.partial is not None:
         return _hypothesis(feed, message.partial, message.partial_result, is_final=False)
     if message.alternatives:

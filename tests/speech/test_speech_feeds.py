@@ -194,6 +194,16 @@ def test_an_utterance_without_end_is_ended() -> None:
     [
         ("penstock", None, Reason.NULL_VALUE, "tombstone"),
         ("penstock", b"{", Reason.NOT_JSON, "allowed: {"),
+        ("penstock", b"", Reason.NOT_JSON, 'the value is empty; allowed: {"stream_id"'),
+        (
+            "penstock",
+            rb'{"text": "\ud800"}',
+            Reason.BAD_EVENT,
+            r"\ud800 is half of a surrogate pair: send both or neither",
+        ),
+        ("penstock", b'\xef\xbb\xbf{"text": "a"}', Reason.NOT_JSON, "byte-order mark"),
+        ("vosk", b" ", Reason.NOT_JSON, "the value is empty; allowed: Vosk's {"),
+        ("vosk", rb'{"text": "\uDC00"}', Reason.BAD_EVENT, r"\uDC00 is half of a surrogate pair"),
         ("penstock", b'{"text": "\xff"}', Reason.NOT_UTF8, "utf-8"),
         ("penstock", b'{"stream_id": "call-7"}', Reason.BAD_EVENT, "missing required field `utterance_id`"),
         ("penstock", b'{"stream_id": "call-7", "speaker": 1}', Reason.BAD_EVENT, "unknown field `speaker`"),
