@@ -5,7 +5,7 @@ JSON: a hypothesis of an utterance, which a later revision replaces until one is
     {"stream_id": "call-7", "utterance_id": "3", "revision": 2, "is_final": false, "text": "good mor",
      "start_ms": 1200, "end_ms": 1900, "emitted_ms": 2020}
 
-(times in milliseconds of the stream's audio, all optional), or the end of a stream:
+(times in milliseconds of the stream's audio, all optional), or the end of a stream, where the id may be left out:
 
     {"stream_id": "call-7", "end_of_stream": true}
 
@@ -46,7 +46,7 @@ class SpeechEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
 
 
 class EndOfStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, kw_only=True):
-    """Nothing more is said in this stream. In a feed of another recognizer's messages the id may be left out."""
+    """Nothing more is said in this stream; without an id in that of the record's key, in any feed."""
 
     end_of_stream: Literal[True]
     stream_id: Id | None = None

@@ -228,6 +228,11 @@ def test_what_is_no_message_says_what_would_be(
     assert (found.value.reason, message in found.value.message) == (reason, True), found.value.message
 
 
+@pytest.mark.parametrize("feed_name", get_args(FeedName))
+def test_an_end_without_an_id_is_of_the_stream_of_its_key(feed_name: FeedName) -> None:
+    assert read(feed_name, b'{"end_of_stream": true}', Feed("call-7")) == [EndOfStream(end_of_stream=True)]
+
+
 def test_an_event_must_not_end_before_it_begins() -> None:
     event = {"stream_id": "call-7", "utterance_id": "0", "revision": 0, "is_final": True, "text": "a"}
     value = msgspec.json.encode(event | {"start_ms": 2, "end_ms": 1})
