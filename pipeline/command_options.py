@@ -224,7 +224,14 @@ DemoSpeed = Annotated[
 ]
 DemoSeconds = Annotated[
     float | None,
-    typer.Option(min=0, max=86_400, metavar="N", help="With --asr: for how long. Default: 15.", show_default=False),
+    typer.Option(
+        min=0,
+        max=86_400,
+        metavar="N",
+        help="With --asr: of speech, after which nobody begins another utterance. What is being said is finished, so "
+        "it takes longer. Default: 15.",
+        show_default=False,
+    ),
 ]
 ListenFile = Annotated[
     str | None,

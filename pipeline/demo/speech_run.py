@@ -41,7 +41,10 @@ def run_speech_demo(
         # A Kafka that goes on remembers streams that have ended.
         name = "speaker" if bootstrap is None else f"speaker-{secrets.token_hex(2)}"
         plan = speech(
-            read_recording(), speakers=streams or DEFAULT_STREAMS, seconds=seconds or DEFAULT_SECONDS, name=name
+            read_recording(),
+            speakers=streams or DEFAULT_STREAMS,
+            seconds=DEFAULT_SECONDS if seconds is None else seconds,
+            name=name,
         )
         _rehearse(session, plan, speed=speed or 1.0)
 
@@ -51,9 +54,15 @@ def run_speech_demo(
 def _rehearse(session: SpeechSession, plan: Sequence[Said], *, speed: float) -> None:
     """Say all of it, and wait for the transcripts. Raises DemoStopped, WorkerFailure."""
     streams = len({said.stream_id for said in plan})
-    session.screen.say(f"{streams:,} people read aloud for {plan[-1].due_ms / speed / 1e3:.0f} s, x{speed:g}\n")
+    session.screen.say(announced(streams, plan[-1].due_ms / speed / 1e3, speed))
     feed = session.open_feed()
     for each in feed.rehearse(plan, speed=speed):
         session.interruption.check()
         session.show([each])
     session.await_transcripts(streams, check=session.look)
+
+
+def announced(streams: int, seconds: float, speed: float) -> str:
+    """What is to be heard."""
+    who = "1 person reads" if streams == 1 else f"{streams:,} people read"
+    return f"{who} aloud for {seconds:.0f} s, x{speed:g}\n"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from pipeline.demo import speech_run
+from pipeline.demo.processes import DemoStopped
 from pipeline.demo.recorded_speech import read_recording, speech
 from pipeline.demo.speech_ledger import SpeechLedger
+from pipeline.demo.speech_run import announced
 from pipeline.demo.speech_screen import Revisions, revised, starred
 from schemas.speech import EndOfStream, SpeechEvent
 
@@ -30,9 +35,33 @@ def test_each_speaker_says_whole_utterances_and_then_ends() -> None:
             assert [event.is_final for event in own] == [False] * (len(own) - 1) + [True]
 
 
+def test_one_person_is_no_people() -> None:
+    assert announced(1, 12.4, 1.0) == "1 person reads aloud for 12 s, x1\n"
+    assert announced(2, 12.4, 0.5) == "2 people read aloud for 12 s, x0.5\n"
+
+
 def test_a_speaker_of_no_seconds_says_one_utterance() -> None:
     events = [said.event for said in speech(read_recording(), speakers=1, seconds=0)]
     assert len({event.utterance_id for event in events if isinstance(event, SpeechEvent)}) == 1
+
+
+def test_no_seconds_are_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def stop(_: object, *, seconds: float, **__: object) -> None:
+        asked.append(seconds)
+        raise DemoStopped(0, "")
+
+    def run(show: Callable[[Any], None], **_: object) -> int:
+        with pytest.raises(DemoStopped):
+            show(SimpleNamespace(start=lambda *_, **__: None))
+        return 0
+
+    monkeypatch.setattr(speech_run, "speech", stop)
+    monkeypatch.setattr(speech_run, "run_speech_session", run)
+    for seconds in (0.0, None):
+        speech_run.run_speech_demo(seconds=seconds)
+    assert asked == [0.0, 15.0]
 
 
 @pytest.mark.parametrize(
