@@ -10,7 +10,6 @@ with Ensemble.load("reviews.yaml") as ensemble:
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -29,7 +28,7 @@ from pipeline.settings import EnsembleSettings, load_ensemble, settings_for_mode
 from schemas.errors import BadRecord
 from schemas.packs import EncodingPack, PackedText, TokenPack, source_of
 from schemas.records import InputRecord, Source
-from schemas.requests import RequestFormat, RequestKind, decode_request
+from schemas.requests import RequestFormat, RequestKind, readable_id
 from schemas.results import Result
 from stages.encode import Encoded
 from stages.errors import StageError
@@ -130,7 +129,9 @@ class Ensemble:
     def _answers(self, block: Sequence[InputRecord]) -> list[Result | Refused]:
         [(pack, rejected)] = self._tokenize([block])
         answers: dict[int, Result | Refused] = {
-            each.record.source.offset: _refused(self._id(each.record), each.record.source, each.error)
+            each.record.source.offset: _refused(
+                readable_id(each.record, format=self.request_format), each.record.source, each.error
+            )
             for each in rejected
         }
         if pack is not None:
@@ -145,15 +146,6 @@ class Ensemble:
                         answers[text.offset] = answer
         assert len(answers) == len(block), "one answer a record"
         return [answers[record.source.offset] for record in block]
-
-    def _id(self, record: InputRecord) -> str:
-        """The request's own id, where as much as that can be read of it."""
-        try:
-            return decode_request(
-                record, format=self.request_format, max_text_bytes=sys.maxsize, kind=self.request_kind
-            ).id
-        except BadRecord:
-            return str(record.source)
 
     def _encode_pack(self, pack: TokenPack) -> tuple[EncodingPack | None, list[tuple[PackedText, BadRecord]]]:
         batching = self.settings.batching

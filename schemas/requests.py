@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -114,6 +115,12 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     echo: list[str] | None = None
 
 
+class _Named(msgspec.Struct, gc=False):
+    """What is looked for in a value that is no request."""
+
+    id: str | None = None
+
+
 # In the decoder's messages.
 _PLACE_OF_PARAMETER = re.compile(r" - at `\$\.parameters(?:\.(?P<name>\w+)[^`]*)?`\Z")
 
@@ -126,6 +133,7 @@ BODIES: dict[RequestKind, type[Body]] = {
 _decoders: dict[RequestKind, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(body) for kind, body in BODIES.items()
 }
+_named = msgspec.json.Decoder(_Named)
 _SHAPES: dict[RequestKind, str] = {
     "text": '{"text": "..."}',
     "ranking": '{"query": "...", "passages": ["..."]}',
@@ -171,6 +179,15 @@ def decode_request(
         body.parameters,
         echo,
     )
+
+
+def readable_id(record: InputRecord, *, format: RequestFormat) -> str:
+    """A request's id as in `decode_request`, of a record that may be none: as much as can be read of it."""
+    named = _Named()
+    if format == "json":
+        with suppress(*JSON_ERRORS):
+            named = _named.decode(record.value or b"")
+    return named.id or _header_id(record.headers) or str(record.source)
 
 
 def _texts(body: Body) -> list[str]:
@@ -226,6 +243,8 @@ def _what_is_right(message: str, kind: RequestKind, known: Collection[str]) -> s
         return f"; a request is {_SHAPES[kind]}"
     if place["name"] is None:
         return f"; known: {', '.join(known) or 'none'}"
+    if message.startswith("Expected `array` of length >= 1"):
+        return "; give one at least, or leave it out"
     allowed = allowed_values(place["name"]) if message.startswith("Invalid enum value") else []
     return f"; allowed: {', '.join(allowed)}" if allowed else ""
 

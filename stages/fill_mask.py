@@ -17,6 +17,7 @@ from engines.masked_lm import MaskedLanguageModelHead
 from schemas.errors import BadRecord, Reason
 from schemas.packs import PackedText
 from schemas.parameters import NOTHING_ASKED, Parameters, asked_or
+from schemas.records import Source
 from schemas.results import Filled, Output
 from stages.mask_tokens import MaskVocabulary
 
@@ -51,10 +52,14 @@ class FillMask:
         self._top_k = top_k
 
     def of_chosen(
-        self, rows: Sequence[NDArray[np.float32]], details: Sequence[NDArray[np.int32]], texts: Sequence[PackedText]
+        self,
+        rows: Sequence[NDArray[np.float32]],
+        details: Sequence[NDArray[np.int32]],
+        texts: Sequence[PackedText],
+        sources: Sequence[Source],
     ) -> list[Output]:
         # Whatever may be refused is so before anything is computed.
-        wanted = [self._wanted(*each) for each in zip(rows, details, texts, strict=True)]
+        wanted = [self._wanted(*each) for each in zip(rows, details, texts, sources, strict=True)]
         hidden = np.concatenate(rows)
         best = self._best(hidden, [each for each in wanted for _ in each.masked])
         outputs: list[Output] = []
@@ -64,7 +69,9 @@ class FillMask:
             first += len(each.masked)
         return outputs
 
-    def _wanted(self, rows: NDArray[np.float32], details: NDArray[np.int32], text: PackedText) -> _Wanted:
+    def _wanted(
+        self, rows: NDArray[np.float32], details: NDArray[np.int32], text: PackedText, source: Source
+    ) -> _Wanted:
         if rows.shape[1] != self._head.width:
             message = f"a token of {rows.shape[1]} numbers, the model's have {self._head.width}"
             raise BadRecord(Reason.BAD_PACK, message)
@@ -73,7 +80,7 @@ class FillMask:
             message = f"{len(rows)} tokens, of {len(masked)} that are masked: do all stages run the same ensemble file?"
             raise BadRecord(Reason.BAD_PACK, message)
         asked = text.parameters or NOTHING_ASKED
-        targets = self._targets(asked)
+        targets = self._targets(asked, source)
         top_k = min(asked_or(asked.top_k, self._top_k) or 0, self._head.vocab_size if targets is None else len(targets))
         characters = len(masked) * top_k * (int(details[:, 3].max()) + _OTHER_CHARACTERS)
         if characters > _MOST_CHARACTERS:
@@ -84,11 +91,11 @@ class FillMask:
             )
         return _Wanted(details[:, 0].tolist(), masked.tolist(), top_k, targets)
 
-    def _targets(self, asked: Parameters) -> NDArray[np.intp] | None:
+    def _targets(self, asked: Parameters, source: Source) -> NDArray[np.intp] | None:
         names = asked_or(asked.targets, None)
         if names is None:
             return None
-        found = (self._vocabulary.target(name) for name in ([names] if isinstance(names, str) else names))
+        found = (self._vocabulary.target(name, source) for name in ([names] if isinstance(names, str) else names))
         # In the order of Python's set, as transformers has them.
         numbers = list({number for number in found if number is not None})
         if not numbers:

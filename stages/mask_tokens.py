@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from schemas.records import Source
 from stages.errors import TokenizerError
 from stages.tokenizer_files import load_tokenizer
 
@@ -87,16 +88,16 @@ class MaskVocabulary:
         decoded = self._backend.decode_batch(kept, skip_special_tokens=skip_special_tokens)
         return [self._tidied(text) for text in decoded] if self._tidies else decoded
 
-    def target(self, name: str) -> int | None:
+    def target(self, name: str, source: Source) -> int | None:
         """The token of this name; of one that the vocabulary has not, the first that it is read as, and nothing where
-        it is read as none."""
+        it is read as none. `source` is the request's, for the log."""
         if name not in self._targets:
             if len(self._targets) >= _MAX_TARGETS:
                 self._targets.clear()
-            self._targets[name] = self._found(name)
+            self._targets[name] = self._found(name, source)
         return self._targets[name]
 
-    def _found(self, name: str) -> int | None:
+    def _found(self, name: str, source: Source) -> int | None:
         number: int | None = self._backend.token_to_id(name)
         if number is not None:
             return number
@@ -105,7 +106,7 @@ class MaskVocabulary:
         self._warnings += 1
         if self._warnings <= _MAX_WARNINGS:
             instead = "nothing" if first is None else repr(self.word(first))
-            log.warning("a request's target is no token of the vocabulary: %s is taken in its place", instead)
+            log.warning("%s: a target is no token of the vocabulary: %s is taken in its place", source, instead)
         return first
 
     def _tidied(self, text: str) -> str:

@@ -94,7 +94,7 @@ class PostprocessStage:
 
         def answer(places: Sequence[int]) -> list[Result]:
             texts = [pack.texts[place] for place in places]
-            outputs = self._outputs(numbers.of(places), texts)
+            outputs = self._outputs(numbers.of(places), texts, pack)
             return [_result(pack, text, each) for text, each in zip(texts, outputs, strict=True)]
 
         return answer_apart(range(len(pack.texts)), answer, harmless=lambda: self.harmless(pack))
@@ -102,7 +102,7 @@ class PostprocessStage:
     def harmless(self, pack: EncodingPack) -> Result:
         """What the pack's first text would be answered if its numbers were zeros."""
         zeros = {output.name: np.zeros_like(output.rows()) for output in pack.outputs}
-        [outputs] = self._outputs(self._numbers(pack, zeros).of([0]), pack.texts[:1])
+        [outputs] = self._outputs(self._numbers(pack, zeros).of([0]), pack.texts[:1], pack)
         return _result(pack, pack.texts[0], outputs)
 
     def _reads(self, output: EncodedOutput, pack: EncodingPack) -> bool:
@@ -136,7 +136,7 @@ class PostprocessStage:
                 numbers.windows[name] = _of_windows(rows[name].astype(np.float64), pack)
         return numbers
 
-    def _outputs(self, numbers: _Numbers, texts: Sequence[PackedText]) -> list[dict[str, Output]]:
+    def _outputs(self, numbers: _Numbers, texts: Sequence[PackedText], pack: EncodingPack) -> list[dict[str, Output]]:
         rows, asked = numbers.rows, [text.parameters for text in texts]
         answers: dict[str, list[Output]] = {}
         for name, task in self._of_texts.items():
@@ -148,7 +148,9 @@ class PostprocessStage:
                 of_tokens.of_tokens(*each) for each in zip(rows[name], numbers.details, texts, strict=True)
             ]
         for name, of_chosen in self._of_chosen.items():
-            answers[name] = of_chosen.of_chosen(rows[name], numbers.details, texts)
+            answers[name] = of_chosen.of_chosen(
+                rows[name], numbers.details, texts, [source_of(pack, text) for text in texts]
+            )
         for name, of_windows in self._of_windows.items():
             windows = zip(numbers.windows[name], numbers.window_details, texts, strict=True)
             answers[name] = [of_windows.of_windows(*each) for each in windows]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.packs import PackedText, split_rows
 from schemas.parameters import NOTHING_ASKED, Parameters
+from schemas.records import Source
 from schemas.results import Output
 
 
@@ -46,13 +47,14 @@ class TokensTask(Protocol):
 @runtime_checkable
 class ChosenTokensTask(Protocol):
     """Turns the rows (chosen, W) of each text's chosen tokens into one output a text, all at once; `details`
-    (tokens, 4) of all of its tokens, as `schemas.packs` has them. Raises BadRecord likewise."""
+    (tokens, 4) of all of its tokens, as `schemas.packs` has them, `sources` of each. Raises BadRecord likewise."""
 
     def of_chosen(
         self,
         rows: Sequence[NDArray[np.float32]],
         details: Sequence[NDArray[np.int32]],
         texts: Sequence[PackedText],
+        sources: Sequence[Source],
         /,
     ) -> list[Output]: ...
 

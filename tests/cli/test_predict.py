@@ -71,6 +71,7 @@ def test_texts_are_answered_whatever_they_are(answers: list[dict[str, Any]]) -> 
 
 def test_a_line_that_can_not_be_answered_says_why(answers: list[dict[str, Any]]) -> None:
     assert [answers[number]["reason"] for number in (5, 6, 7)] == ["not_utf8", "bad_request", "not_json"]
+    assert [answers[number]["id"] for number in (5, 6, 7)] == ["stdin/0/5", "eight", "stdin/0/7"]
     assert all(list(answers[number]) == ["id", "error", "reason", "source"] for number in (5, 6, 7))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemas.errors import BadRecord, Reason
 from schemas.headers import dead_letter_headers
 from schemas.records import Headers, InputRecord, Source
-from schemas.requests import Request, RequestFormat, decode_request
+from schemas.requests import Request, RequestFormat, decode_request, readable_id
 
 PLACE = Source("reviews.requests", 3, 41)
 
@@ -76,6 +76,19 @@ def test_the_first_header_that_says_something_counts() -> None:
 
 def test_a_header_that_is_not_utf8_still_names_the_request() -> None:
     assert decode(b'{"text": "a"}', headers=[("ce_id", b"\xff1")]).id == "\N{REPLACEMENT CHARACTER}1"
+
+
+def test_what_is_no_request_has_an_id_all_the_same() -> None:
+    """As much as can be read of it."""
+    headers: Headers = [("ce_id", b"header")]
+    for value, read in (
+        (b'{"id": "body", "parameters": {"top_k": 0}}', "body"),
+        (b'{"id": 5}', "header"),
+        (b'{"id": "bo', "header"),
+        (None, "header"),
+    ):
+        assert readable_id(InputRecord(PLACE, None, value, headers), format="json") == read
+    assert readable_id(InputRecord(PLACE, None, b'{"id": "body"}', []), format="text") == str(PLACE)
 
 
 def test_format_text_takes_its_id_from_header_or_place() -> None:

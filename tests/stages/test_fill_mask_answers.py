@@ -14,6 +14,7 @@ from engines.masked_lm import MaskedLanguageModelHead
 from schemas.errors import BadRecord
 from schemas.packs import PackedText
 from schemas.parameters import Parameters
+from schemas.records import Source
 from schemas.results import Filled
 from stages import fill_mask
 from stages.errors import TokenizerError
@@ -21,6 +22,7 @@ from stages.fill_mask import FillMask
 from stages.mask_tokens import MaskVocabulary, mask_of_folder
 
 VOCAB, WIDTH = 5_000, 8
+SOURCE = Source("reviews.requests", 1, 7)
 MASK, PAD = 1, 0
 DRAW = np.random.default_rng(11)
 
@@ -72,7 +74,7 @@ def test_the_best_of_many_at_once(vocabulary: MaskVocabulary, monkeypatch: pytes
     asked = [{"top_k": 3}, {}, {"targets": ["w9", "w8", "w9", "w4000"], "top_k": 9}, {"top_k": 300}]
     rows = [DRAW.normal(size=(ids.count(MASK), WIDTH)).astype(np.float32) for ids in sentences]
     answers = FillMask(HEAD, vocabulary, top_k=2).of_chosen(
-        rows, [details_of(ids) for ids in sentences], [text_of(**each) for each in asked]
+        rows, [details_of(ids) for ids in sentences], [text_of(**each) for each in asked], [SOURCE] * len(sentences)
     )
     for ids, hidden, parameters, answer in zip(sentences, rows, asked, answers, strict=True):
         lists = answer if ids.count(MASK) > 1 else [answer]
@@ -114,7 +116,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(BadRecord, match=message.replace("?", r"\?")):
         FillMask(HEAD, vocabulary, top_k=2).of_chosen(
-            [np.zeros(rows, np.float32)], [details_of(ids)], [text_of(**parameters)]
+            [np.zeros(rows, np.float32)], [details_of(ids)], [text_of(**parameters)], [SOURCE]
         )
 
 
@@ -126,17 +128,17 @@ def test_a_target_beyond_the_models_vocabulary_is_refused(vocabulary: MaskVocabu
     )
     with pytest.raises(BadRecord, match=r"parameters\.targets: one is token 4000, the model has 100"):
         FillMask(small, vocabulary, top_k=2).of_chosen(
-            [np.zeros((1, WIDTH), np.float32)], [details_of([MASK])], [text_of(targets=["w4", "w4000"])]
+            [np.zeros((1, WIDTH), np.float32)], [details_of([MASK])], [text_of(targets=["w4", "w4000"])], [SOURCE]
         )
 
 
 def test_a_target_that_is_no_token_is_the_first_of_those_it_is_read_as(
     vocabulary: MaskVocabulary, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert [vocabulary.target(name) for name in ("w7", "w8 w9", "w8 w9", " ", "w7")] == [7, 8, 8, None, 7]
+    assert [vocabulary.target(name, SOURCE) for name in ("w7", "w8 w9", "w8 w9", " ", "w7")] == [7, 8, 8, None, 7]
     assert [record.message for record in caplog.records] == [
-        "a request's target is no token of the vocabulary: 'w8' is taken in its place",
-        "a request's target is no token of the vocabulary: nothing is taken in its place",
+        "reviews.requests/1/7: a target is no token of the vocabulary: 'w8' is taken in its place",
+        "reviews.requests/1/7: a target is no token of the vocabulary: nothing is taken in its place",
     ]
 
 

@@ -67,6 +67,7 @@ def test_what_can_not_be_filled_is_told(bert: Path) -> None:
         {"text": "[MASK]", "parameters": {"top_k": None}},
         {"text": "[MASK]", "parameters": {"targets": ["", "\u200b"]}},
         {"text": "[MASK]", "parameters": {"targets": 5}},
+        {"text": "[MASK]", "parameters": {"targets": []}},
         "the [MASK]",
     ]
     settings = settings_of(bert, tokenizer={"long_texts": "truncate"}, model={"top_k": 3})
@@ -80,7 +81,10 @@ def test_what_can_not_be_filled_is_told(bert: Path) -> None:
     ]
     assert errors[4] == "parameters.targets: none that the tokenizer reads as a token: give one at least"
     assert errors[5].startswith("Expected `str | array`, got `int` - at `$.parameters.targets`")
-    assert len(errors) == 6
+    assert errors[6] == (
+        "Expected `array` of length >= 1 - at `$.parameters.targets`; give one at least, or leave it out"
+    )
+    assert len(errors) == 7
     assert len(answer) == 3
 
 
