@@ -168,7 +168,7 @@ def test_whatever_the_bytes_are_they_are_a_request_or_a_bad_record(value: bytes)
         assert [msgspec.json.decode(value)["text"]] == request.inputs
 
 
-def test_of_a_field_given_twice_the_last_counts_as_in_every_json_reader() -> None:
+def test_of_a_field_given_twice_the_last_counts_as_in_most_readers_of_json() -> None:
     assert decode(b'{"text": "first", "text": "last"}').inputs == ["last"]
 
 
