@@ -262,8 +262,8 @@ ListenBootstrap = Annotated[
     typer.Option(
         "--bootstrap",
         metavar="HOST:PORT",
-        envvar="PENSTOCK_BOOTSTRAP_SERVERS",
-        help="The Kafka of a system that runs already (--ensemble is its file): speak there, and start nothing.",
+        help="The Kafka of a system that runs already (--ensemble is its file): speak there, and start nothing. "
+        "PENSTOCK_BOOTSTRAP_SERVERS alone does not ask for that.",
         show_default=False,
     ),
 ]

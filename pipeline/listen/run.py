@@ -7,7 +7,6 @@ that system, and starts nothing.
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 import uuid
@@ -59,8 +58,8 @@ def run_listen(
         raise UserError("listen: --speed goes with a WAV file: nobody speaks faster into a microphone")
     if bootstrap is not None and ensemble is None:
         raise UserError(
-            "listen: --bootstrap (PENSTOCK_BOOTSTRAP_SERVERS) goes with --ensemble, the file of the system that runs "
-            "there; leave both out to run all of it here"
+            "listen: --bootstrap goes with --ensemble, the file of the system that runs there; leave both out to run "
+            "all of it here"
         )
     with ExitStack() as stack:
         source = Microphone() if live else stack.enter_context(Recording(Path(file or ""), Pace(speed or 1.0)))
@@ -81,7 +80,8 @@ def listen(
     """Hear the source with the recognizer `name`, which `opened` loads."""
     path = SPEECH_ENSEMBLE if ensemble is None else ensemble
     require_regular_file(path)
-    settings = load_ensemble(path, bootstrap=bootstrap, environ=os.environ)
+    # Not by the environment: where it is set for the other commands, a recording is still to be heard here.
+    settings = load_ensemble(path, bootstrap=bootstrap)
     if bootstrap is None:
         require_speech(settings)
     if settings.speech_or_default.feed != "penstock":

@@ -275,6 +275,16 @@ def test_the_environment_counts_as_the_flag_does(ensemble: WriteEnsemble) -> Non
     assert found.lines[0].startswith("penstock: --bootstrap: 'nowhere:x' is not allowed")
 
 
+def test_listen_runs_here_whatever_kafka_the_environment_names(
+    penstock: Penstock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    found = penstock("listen", tmp_path / "none.wav")
+    assert found.lines == [f"penstock: {tmp_path}/none.wav: No such file: name a WAV file"]
+    found = penstock("listen", tmp_path / "none.wav", "--bootstrap", "127.0.0.1:1")
+    assert "--bootstrap goes with --ensemble" in found.err
+
+
 @pytest.mark.processes
 def test_a_bad_log_level_in_the_environment_is_told(ensemble: WriteEnsemble) -> None:
     found = run_process("topics", ensemble(), environ={"PENSTOCK_LOG_LEVEL": "loud"})
