@@ -365,11 +365,12 @@ class EnsembleSettings(WholeFile):
         """A stage's port, and the next one after them; a fused worker takes that of `tokenize`."""
         return self.http.port + PROCESSES.index(process) if self.http.port else 0
 
-    def log_lines(self) -> list[str]:
-        """Each setting as `path = value`, topics by their names, secrets masked."""
-        values = self.model_dump(by_alias=True)
-        values["topics"] |= asdict(self.topic_names)
-        kafka = values.pop("kafka")
+    def log_lines(self, *, changed: bool = False) -> list[str]:
+        """Each setting as `path = value`, topics by their names, secrets masked; or those that are no defaults."""
+        values = self.model_dump(by_alias=True, exclude_defaults=changed)
+        if not changed:
+            values["topics"] |= asdict(self.topic_names)
+        kafka = values.pop("kafka", {})
         lines = [f"{path} = {'***' if _is_secret_option(path) else value}" for path, value in _flat(values, "")]
         masked = ((path, "***" if is_secret(path) else value) for path, value in _flat(kafka, "kafka"))
         return lines + [f"{path} = {value}" for path, value in masked]

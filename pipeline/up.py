@@ -109,8 +109,9 @@ def up(settings: EnsembleSettings, file: Path, *, fused: bool, standby: bool = F
     fused = settings.runs_fused(fused)
     if settings.speech is not None:
         require_speech(settings)
+    changed = {*settings.log_lines(changed=True)}
     for line in settings.log_lines():
-        log.info("%s", line)
+        log.log(logging.INFO if line in changed else logging.DEBUG, "%s", line)
     admin = reach_broker(settings.kafka)
     require_transactions(settings, admin)
     require_share_group(settings, admin, fused=fused)

