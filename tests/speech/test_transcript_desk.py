@@ -41,6 +41,14 @@ def reasons(world: World) -> list[str | None]:
     return [cause.reason if (cause := read_cause(each.headers)) else None for each in world.letters]
 
 
+def test_a_noise_is_annotated_as_any_text() -> None:
+    """Consumers find outputs of the same shape; what they are worth, the text says."""
+    world = said(event("a", "0", 0, "hm"), event("a", "0", 1, "", final=True), end("a"))
+    assert told(world) == [("0", 0, False, "hm"), ("0", 1, True, "")]
+    [utterance] = world.transcripts[-1]["utterances"]
+    assert (utterance["text"], utterance["outputs"]["m"][0]["label"]) == ("", "")
+
+
 def test_a_stream_from_its_first_word_to_its_transcript() -> None:
     world = said(
         event("a", "0", 0, "good mor", start_ms=0, end_ms=500),
