@@ -16,10 +16,11 @@ from ruamel.yaml import YAML
 from pipeline.model_tasks import known_parameters, model_tasks
 from pipeline.outputs import results_alone
 from pipeline.own_tasks import own_schemas
+from pipeline.request_bounds import parameter_bounds
 from pipeline.settings import EnsembleSettings
 from schemas.errors import Reason
 from schemas.headers import CLOUDEVENTS_ID, header_names
-from schemas.json_schema import request_schema, result_schema, speech_schema, transcript_schema
+from schemas.json_schema import request_schema, result_schema, speech_schema, text_schema, transcript_schema
 from schemas.urgency import EXPIRY_TIME, FINAL, LANE, REVISION, UTTERANCE
 
 Document = dict[str, Any]
@@ -97,9 +98,16 @@ def asyncapi(settings: EnsembleSettings) -> Document:
             "messages": {
                 "request": {"headers": _request_headers(settings)}
                 | (
-                    {"contentType": "text/plain", "payload": {"type": "string"}}
+                    {"contentType": "text/plain", "payload": text_schema(settings.requests.max_text_bytes)}
                     if text
-                    else {"payload": request_schema(of_models, known_parameters(settings, of_models))}
+                    else {
+                        "payload": request_schema(
+                            of_models,
+                            known_parameters(settings, of_models),
+                            max_text_bytes=settings.requests.max_text_bytes,
+                            bounds=parameter_bounds(settings, of_models),
+                        )
+                    }
                 ),
                 "result": {"payload": result_schema(tasks, own)},
                 "deadLetter": {
@@ -139,7 +147,7 @@ def _add_speech(
     }
     key = {"kafka": {"key": {"type": "string", "description": "The stream's id."}, "bindingVersion": "0.5.0"}}
     document["components"]["messages"] |= {
-        "speech": {"payload": speech_schema(feed), "bindings": key},
+        "speech": {"payload": speech_schema(feed, max_text_bytes=settings.most_speech_bytes), "bindings": key},
         "transcript": {"payload": transcripts, "bindings": key},
     }
 

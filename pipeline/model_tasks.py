@@ -60,7 +60,7 @@ def most_tokens(settings: EnsembleSettings, tasks: Sequence[Task]) -> int:
     """Of a text, where each token's vector is answered: more would be a larger result than Kafka takes. `tasks` are
     the models'."""
     widths = [
-        _width(settings, index, model_config(settings, index))
+        vector_width(settings, index, model_config(settings, index))
         for index, task in enumerate(tasks)
         if task == "feature-extraction" and not isinstance(settings.models[index].task, ClassPath)
     ]
@@ -107,7 +107,7 @@ def model_task(settings: EnsembleSettings, index: int) -> AnyTask:
         case "sentence-embedding":
             return _embedding(settings, index, config)
         case "feature-extraction":
-            return FeatureExtraction(width=_width(settings, index, config))
+            return FeatureExtraction(width=vector_width(settings, index, config))
         case "token-classification":
             with blaming(settings, *settings.tokenizer_place):
                 words = (
@@ -192,7 +192,7 @@ def _fill_mask(settings: EnsembleSettings, index: int, config: CheckpointConfig)
 def _embedding(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> SentenceEmbedding:
     model = settings.models[index]
     _, normalize = pooling_of(model, config)
-    width = _width(settings, index, config)
+    width = vector_width(settings, index, config)
     if model.truncate_dim is not None and model.truncate_dim > width:
         message = f"{model.truncate_dim}; the model's vectors have {width} numbers"
         raise settings.mistake("models", index, "truncate_dim", message=message)
@@ -222,7 +222,8 @@ def _ranges(settings: EnsembleSettings, index: int, width: int) -> NDArray[np.fl
     return found
 
 
-def _width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:
+def vector_width(settings: EnsembleSettings, index: int, config: CheckpointConfig) -> int:
+    """How many numbers a model's vectors have. Raises UserError."""
     model = settings.models[index]
     if model.onnx is None:
         if not config.config.hidden_size:

@@ -20,9 +20,15 @@ from schemas.urgency import Unanswered
 Schema = dict[str, Any]
 
 
-def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collection[str]]) -> Schema:
-    """Of a request's JSON object; `known_parameters` is by what the ensemble file calls a task. Raises ValueError where
-    the tasks read different ones."""
+def request_schema(
+    tasks: Collection[str],
+    known_parameters: Mapping[str, Collection[str]],
+    *,
+    max_text_bytes: int,
+    bounds: Mapping[str, Schema],
+) -> Schema:
+    """Of a request's JSON object; `known_parameters` is by what the ensemble file calls a task, `bounds` what more is
+    said of some parameters. Raises ValueError where the tasks read different ones."""
     body = BODIES[request_kind(tasks)]
     schema, parameters = _expanded(body), _expanded(Parameters)
     known = {name for names in known_parameters.values() for name in names}
@@ -32,6 +38,10 @@ def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collec
         for name, each in parameters["properties"].items()
         if name in known
     }
+    for name in bounds.keys() & parameters["properties"].keys():
+        parameters["properties"][name] |= bounds[name]
+    if "hypothesis_template" in parameters["properties"]:
+        parameters["properties"]["hypothesis_template"] |= {"pattern": r"\{\}"}
     if "fill-mask" in tasks and "top_k" in parameters["properties"]:
         parameters["properties"]["top_k"] = _not_null(parameters["properties"]["top_k"])
     if "question-answering" in tasks:
@@ -46,7 +56,15 @@ def request_schema(tasks: Collection[str], known_parameters: Mapping[str, Collec
     for each in properties.values():
         if each.get("default", 0) is None:  # optional, and no request need say null
             del each["default"]
+    for name in properties.keys() - {"id", "parameters"}:
+        properties[name] = _bounded(properties[name], max_text_bytes)
+    schema["description"] += f" All text of a request has at most {max_text_bytes} bytes of UTF-8."
     return schema
+
+
+def text_schema(max_text_bytes: int) -> Schema:
+    """Of a text alone."""
+    return _bounded({"type": "string", "description": f"At most {max_text_bytes} bytes of UTF-8."}, max_text_bytes)
 
 
 def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema:
@@ -64,10 +82,12 @@ def result_schema(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema
     return schema
 
 
-def speech_schema(feed: FeedName) -> Schema:
+def speech_schema(feed: FeedName, *, max_text_bytes: int) -> Schema:
     """Of what a record of the speech topic has."""
     if feed == "penstock":
-        return _alternatives((SpeechEvent, EndOfStream))
+        event = _expanded(SpeechEvent)
+        event["properties"]["text"] = text_schema(max_text_bytes)
+        return {"anyOf": [event, _expanded(EndOfStream)]}
     return {"anyOf": [{"description": f"A message of {feed}, as it came."}, _expanded(EndOfStream)]}
 
 
@@ -105,6 +125,17 @@ def _outputs(tasks: Mapping[str, str], own: Mapping[str, Schema]) -> Schema:
         "required": [*tasks],
         "additionalProperties": False,
     }
+
+
+def _bounded(schema: Schema, max_text_bytes: int) -> Schema:
+    """With no more characters in each string than bytes are allowed: JSON Schema does not count bytes."""
+    if schema.get("type") == "string":
+        return schema | {"maxLength": max_text_bytes}
+    if "items" in schema:
+        return schema | {"items": _bounded(schema["items"], max_text_bytes)}
+    if "anyOf" in schema:
+        return schema | {"anyOf": [_bounded(each, max_text_bytes) for each in schema["anyOf"]]}
+    return schema
 
 
 def _not_null(schema: Schema) -> Schema:

@@ -55,13 +55,14 @@ def test_speech_is_told_where_the_file_speaks_of_it(small_model: Path) -> None:
     models = [{"name": "m", "source": str(small_model), "task": "sentence-embedding"}]
     data: dict[str, Any] = {"name": "calls", "models": models}
     assert "speech" not in asyncapi(EnsembleSettings.model_validate(data))["channels"]
-    document = asyncapi(EnsembleSettings.model_validate(data | {"speech": {}}))
+    document = asyncapi(EnsembleSettings.model_validate(data | {"speech": {"max_text_bytes": 5}}))
     addresses = {name: channel["address"] for name, channel in document["channels"].items()}
     assert (addresses["speech"], addresses["transcripts"]) == ("calls.speech", "calls.transcripts")
     speech, transcript = (document["components"]["messages"][name]["payload"] for name in ("speech", "transcript"))
     for event in (SPOKEN, {"end_of_stream": True}):
         assert [*check(event, speech)] == []
-    assert [*check({"stream_id": "s"}, speech)] != []
+    for wrong in ({"stream_id": "s"}, SPOKEN | {"text": "longer"}):
+        assert [*check(wrong, speech)] != []
     for record in ({"type": "utterance", **ANNOTATED}, {**TRANSCRIPT, "utterances": [UTTERANCE]}):
         assert [*check(record, transcript)] == []
     assert [*check({**TRANSCRIPT, "utterances": [{**UTTERANCE, "outputs": {"n": []}}]}, transcript)] != []
@@ -70,10 +71,13 @@ def test_speech_is_told_where_the_file_speaks_of_it(small_model: Path) -> None:
 
 
 def test_requests_of_text_are_told_as_such(penstock: Penstock, ensemble: WriteEnsemble) -> None:
-    document = json.loads(penstock("describe", ensemble(requests={"format": "text"}), "--json").out)
+    document = json.loads(
+        penstock("describe", ensemble(requests={"format": "text", "max_text_bytes": 9}), "--json").out
+    )
     message = document["components"]["messages"]["request"]
+    payload = {"type": "string", "description": "At most 9 bytes of UTF-8.", "maxLength": 9}
     assert "ce_expirytime" in message.pop("headers")["properties"]
-    assert message == {"contentType": "text/plain", "payload": {"type": "string"}}
+    assert message == {"contentType": "text/plain", "payload": payload}
 
 
 GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
@@ -97,7 +101,13 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
     "sentence-embedding": (
         "classes",
         [{"text": "a", "parameters": {"truncate_dim": 3, "precision": "binary", "normalize": True}}],
-        [{"text": "a", "parameters": {"top_k": 1}}, {"text": "a", "parameters": {"precision": "int4"}}],
+        [
+            {"text": "a", "parameters": {"truncate_dim": 25}},
+            {"text": "a", "parameters": {"precision": "int8"}},
+            {"text": "a", "parameters": {"top_k": 1}},
+            {"text": "a", "text_pair": "b" * 257},
+            {"text": "a", "parameters": {"precision": "int4"}},
+        ],
     ),
     "feature-extraction": ("classes", [{"text": "a b"}], [{"text": "a", "parameters": {"top_k": 1}}]),
     "token-classification": (
@@ -127,7 +137,12 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
     "zero-shot-classification": (
         "inference",
         [{"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": True}}],
-        [{"sequence": "a"}, {"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": "yes"}}],
+        [
+            {"sequence": "a"},
+            {"sequence": "a", "candidate_labels": ["b"], "parameters": {"multi_label": "yes"}},
+            {"sequence": "a", "candidate_labels": ["b" * 257]},
+            {"sequence": "a", "candidate_labels": ["b"], "parameters": {"hypothesis_template": "no place"}},
+        ],
     ),
     "question-answering": (
         "questions",
@@ -140,6 +155,8 @@ GOOD_AND_BAD: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] 
             {"question": "a"},
             {"question": "a", "context": "b", "parameters": {"top_k": None}},
             {"question": "a", "context": "b", "parameters": {"max_answer_len": 513}},
+            {"question": "a", "context": "b", "parameters": {"max_seq_len": 513}},
+            {"question": "a", "context": "b" * 257},
         ],
     ),
 }
@@ -152,7 +169,11 @@ def test_schemas_say_what_is_taken_and_what_is_answered(tmp_path: Path, task: st
     writers = {"tokens": write_token_model, "masks": write_masked_model, "questions": write_question_model}
     source = str(writers[head](folder, "bert") if head in writers else write_model(folder, "bert", head))
     settings = EnsembleSettings.model_validate(
-        {"name": "t", "models": [{"name": "it", "source": source, "task": task}]}
+        {
+            "name": "t",
+            "models": [{"name": "it", "source": source, "task": task}],
+            "requests": {"max_text_bytes": 256},
+        }
     )
     messages = asyncapi(settings)["components"]["messages"]
     request, result = (messages[name]["payload"] for name in ("request", "result"))
