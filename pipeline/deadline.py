@@ -1,4 +1,4 @@
-"""One budget shared by all the waits of a shutdown or a rebalance."""
+"""Bounds on waiting: one budget shared by all the waits of a shutdown or a rebalance, and calls that know none."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from confluent_kafka import KafkaError
 from pipeline.deadline import Deadline
 from pipeline.lines import PartitionLine, Unit
 
+# What an abort does to outputs that are on their way.
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 # The client's own limit (message.max.bytes) and the topic's (max.message.bytes).
 TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
 

@@ -26,11 +26,13 @@ _MOVING = frozenset(
 _AGAIN_S = 0.05
 
 
-def committed_offsets(consumer: Consumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+def committed_offsets(
+    consumer: Consumer, topic: str, partitions: Sequence[int], *, budget_s: float = _BUDGET_S
+) -> dict[int, int]:
     """Of the consumer's group, where there are any. Raises KafkaException where one of them can't be told: that is not
     the same as none."""
     places = [TopicPartition(topic, partition) for partition in partitions]
-    deadline = Deadline(_BUDGET_S)
+    deadline = Deadline(budget_s)
     while places:
         try:
             found = consumer.committed(places, timeout=deadline.remaining_s())

@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException, Message, ShareConsumer
+from confluent_kafka import KafkaException, Message, ShareConsumer
 
 from pipeline import clients
 from pipeline.clock import now_ms
@@ -29,12 +29,10 @@ from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from pipeline.share_member import ShareMember
-from pipeline.worker_health import WorkerHealth, told
+from pipeline.worker_health import OnError, WorkerHealth, told
 from schemas.errors import BadRecord, Reason
 from schemas.packs import source_of
 from schemas.records import InputRecord, OutputRecord, Source
-
-OnError = Callable[[KafkaError], None]
 
 log = logging.getLogger("penstock.share_worker")
 

@@ -109,8 +109,9 @@ class TransactionalProducer:
             return
         try:
             self._producer.abort_transaction(_CALL_S)
-        except KafkaException as err:
-            log.warning("a transaction was left open: %s", err.args[0].str())
+        except (KafkaException, SystemError) as err:
+            why = err.args[0].str() if isinstance(err, KafkaException) else err
+            log.warning("a transaction was left open: %s", why)
 
     def _begun(self) -> Producer:
         producer = self._connected()

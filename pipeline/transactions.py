@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 
 from pipeline.attempts import Attempts
 from pipeline.deadline import Deadline
-from pipeline.delivery import TOO_LARGE
+from pipeline.delivery import PURGED, TOO_LARGE
 from pipeline.errors import WorkerFailure
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
@@ -38,9 +38,6 @@ log = logging.getLogger("penstock.transactions")
 _COMMIT_S = 10.0
 # Delivering all that is on its way, before and after a record that goes alone.
 _ALONE_S = 5.0
-
-# What an abort does to outputs that are on their way.
-_PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
 class _Again(Exception):
@@ -211,7 +208,7 @@ class TransactionLane:
             return
         if err.code() in TOO_LARGE:
             self._too_large.append((unit, output, err.str()))
-        elif self._delivery_error is None and err.code() not in _PURGED:
+        elif self._delivery_error is None and err.code() not in PURGED:
             self._delivery_error, self._refused_at = err, f"{output.topic} [{unit.line.partition}]"
 
     def _commit(self) -> None:

@@ -35,7 +35,8 @@ from pipeline.share_worker import ShareWorker
 from pipeline.step_makers import Makers, intake_of, load_stages, sealed
 from pipeline.steps import Next, Step
 from pipeline.transactions import TransactionLane
-from pipeline.worker import OnCommit, OnError, Worker
+from pipeline.worker import OnCommit, Worker
+from pipeline.worker_health import OnError
 from pipeline.worker_process import WorkerState
 
 # What a step computes when the worker has drained or given up is of no use; its threads only have to see that.

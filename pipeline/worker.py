@@ -38,10 +38,9 @@ from pipeline.intake import Intake
 from pipeline.lines import PartitionLine, Unit
 from pipeline.metrics import StageMetrics
 from pipeline.orphans import OrphanSearch
-from pipeline.worker_health import WorkerHealth, told
+from pipeline.worker_health import OnError, WorkerHealth, told
 from schemas.records import InputRecord, OutputRecord
 
-OnError = Callable[[KafkaError], None]
 OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
 
 log = logging.getLogger("penstock.worker")
@@ -172,7 +171,7 @@ class Worker:
         if self._clock_ms() >= self._commit_due_ms:
             self._assignment.commit(self._consumer, wait=False)
             self._assignment.observe_lag(self._consumer)
-            self._look_for_broker()
+            self.health.look(self._consumer, _BROKER_LOOK_S)
             self._commit_due_ms = self._clock_ms() + self._commit_interval_ms
         self._adopt_orphans()
 
@@ -267,15 +266,6 @@ class Worker:
     def oversized(self, unit: Unit, output: OutputRecord, why: str) -> list[OutputRecord]:
         """What stands for an output that is too large for its topic; nothing, where nothing can."""
         return self._dead_letters.in_place_of(output, why, unit.records)
-
-    def _look_for_broker(self) -> None:
-        if self.health.broker_error is None:
-            return
-        try:
-            self._consumer.list_topics(self._topic, timeout=_BROKER_LOOK_S)
-        except KafkaException:
-            return
-        self.health.broker_is_back()
 
     # The group's callbacks, which the client runs inside of poll().
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from confluent_kafka import KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from engines.errors import EngineError, EngineLost
 from pipeline.errors import WorkerFailure
 from stages.errors import StageError
+
+OnError = Callable[[KafkaError], None]
 
 log = logging.getLogger("penstock.worker")
 
@@ -72,14 +74,25 @@ class WorkerHealth:
             self.broker_error = error.str()
             log.warning("the broker is away: %s", error.str())
 
-    def on_read_error(self, error: KafkaError) -> None:
-        """What came in place of a record."""
+    def on_read_error(self, error: KafkaError, *, topic: str | None = None) -> None:
+        """What came in place of a record, of a topic where it is known."""
+        topic = topic or self._topic
         if error.code() in _GONE:
-            self.fail(WorkerFailure(f"{self._topic}: is not there any more"))
+            self.fail(WorkerFailure(f"{topic}: is not there any more"))
         elif error.fatal() or error.code() in _HOPELESS:
-            self.fail(WorkerFailure(f"{self._topic}: {error.str()}"))
+            self.fail(WorkerFailure(f"{topic}: {error.str()}"))
         else:
-            log.warning("%s: %s", self._topic, error.str())
+            log.warning("%s: %s", topic, error.str())
+
+    def look(self, consumer: Consumer, wait_s: float) -> None:
+        """Ask a broker that was away whether it is back."""
+        if self.broker_error is None:
+            return
+        try:
+            consumer.list_topics(self._topic, timeout=wait_s)
+        except KafkaException:
+            return
+        self.broker_is_back()
 
     def broker_is_back(self) -> None:
         """It has answered."""

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pipeline import clients
 from pipeline.attempts import Attempts
 from pipeline.deadline import Deadline
-from pipeline.delivery import TOO_LARGE
+from pipeline.delivery import PURGED, TOO_LARGE
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
 from pipeline.speech.desk import Outgoing
@@ -28,7 +28,7 @@ from pipeline.transactional_producer import TransactionalProducer, usable_after
 
 log = logging.getLogger("penstock.transcripts")
 
-# By then the broker has aborted it (transaction.timeout.ms).
+# As long as the broker leaves a transaction open by default (transaction.timeout.ms).
 _DELIVERY_S = 10.0
 
 
@@ -37,7 +37,8 @@ class NotDelivered(Exception):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """What is delivered together. `done` are the offsets that the group goes on with."""
+    """What is delivered together. `done` are the offsets that the group goes on with, among them one of each partition
+    that is written to: they are what the group's check of a member rests on."""
 
     sent: Sequence[Outgoing]
     kept: Sequence[Outgoing]
@@ -64,17 +65,30 @@ class TranscriptsDelivery(Protocol):
         ...
 
 
-class InTransactions:
-    """All of a batch in one transaction, with the group's check that this member still has its partitions."""
+class _Refusals:
+    """What the broker refused of the records on their way: the first of them."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Outgoing, KafkaError] | None = None
+
+    def note(self, outgoing: Outgoing, err: KafkaError | None, _message: Message | None = None) -> None:
+        """A delivery's report. What an abort does to records is no refusal."""
+        if err is not None and err.code() not in PURGED and self.first is None:
+            self.first = outgoing, err
+
+
+class TransactionalDelivery:
+    """All of a batch in one transaction, with the group's check that this member still has its partitions. `topic` is
+    the feed's."""
 
     def __init__(
         self, connect: Callable[[], Producer], *, topic: str, metrics: StageMetrics, clock_ms: Callable[[], float]
     ) -> None:
         self._producer = TransactionalProducer(connect, clock_ms=clock_ms)
         self._attempts = Attempts(topic, clock_ms=clock_ms)
+        self._topic = topic
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._refused: tuple[Outgoing, KafkaError] | None = None
 
     def ready(self) -> bool:
         if self._clock_ms() < self._attempts.next_ms:
@@ -82,28 +96,29 @@ class InTransactions:
         try:
             return self._producer.start()
         except (KafkaException, SystemError) as err:
-            self._give_up(err)
+            self._give_up(_error(err), where=self._topic)
             return False
 
     def deliver(self, batch: Batch, consumer: Consumer) -> None:
-        if not (batch.sent or batch.kept or batch.done):
+        written = {each.partition for each in (*batch.sent, *batch.kept)}
+        assert written <= {each.partition for each in batch.done}, "the group checks all that is written"
+        if not batch.done:
             return
         deadline = Deadline(_DELIVERY_S, clock=lambda: self._clock_ms() / 1e3)
         started_ms = self._clock_ms()
-        self._refused = None
+        refusals = _Refusals()
         try:
             for each in (*batch.sent, *batch.kept):
-                self._producer.produce(each.record, each.partition, partial(self._reported, each))
+                self._produce(each, refusals)
             while not self._producer.flush(deadline):
                 if deadline.expired:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker does not acknowledge"))
-            if self._refused is not None:
-                raise KafkaException(self._refused[1])
-            self._producer.commit(batch.done, consumer.consumer_group_metadata(), deadline)
+            if refusals.first is None:
+                self._producer.commit(batch.done, consumer.consumer_group_metadata(), deadline)
         except (KafkaException, SystemError) as err:
-            self._metrics.aborted()
-            self._give_up(err)
-            raise NotDelivered(_why(err)) from err
+            self._abort(refusals.first[1] if refusals.first else _error(err), refusals, err)
+        if refusals.first is not None:
+            self._abort(refusals.first[1], refusals)
         self._attempts.succeeded()
         self._metrics.committed(self._clock_ms() - started_ms)
 
@@ -113,22 +128,27 @@ class InTransactions:
     def close(self) -> None:
         self._producer.close()
 
-    def _reported(self, outgoing: Outgoing, err: KafkaError | None, _message: Message) -> None:
-        if err is not None and self._refused is None:
-            self._refused = outgoing, err
+    def _produce(self, outgoing: Outgoing, refusals: _Refusals) -> None:
+        try:
+            self._producer.produce(outgoing.record, outgoing.partition, partial(refusals.note, outgoing))
+        except KafkaException as err:
+            refusals.note(outgoing, err.args[0])
+            raise
 
-    def _give_up(self, err: KafkaException | SystemError) -> None:
-        error = self._refused[1] if self._refused else err.args[0] if isinstance(err, KafkaException) else None
-        refused, self._refused = self._refused, None
+    def _abort(self, error: KafkaError | None, refusals: _Refusals, cause: Exception | None = None) -> None:
+        where = _place(refusals.first[0]) if refusals.first is not None else self._topic
+        self._metrics.aborted()
+        self._give_up(error, where=where)
+        raise NotDelivered(f"{where}: {_told(error)}") from cause
+
+    def _give_up(self, error: KafkaError | None, *, where: str) -> None:
         self._producer.abort(usable=error is not None and usable_after(error))
-        where = _place(refused[0]) if refused is not None else "transcripts"
         if error is not None and error.code() in TOO_LARGE:
-            raise WorkerFailure(f"{where}: not delivered: {error.str()}") from err
-        self._attempts.failed(_why(err), error, where=where)
-        log.warning("transaction aborted, to be tried again: %s", _why(err))
+            raise WorkerFailure(f"{where}: not delivered: {error.str()}")
+        self._attempts.failed(_told(error), error, where=where)
 
 
-class InOrder:
+class OrderedDelivery:
     """At least once: sent, then kept, then committed."""
 
     def __init__(self, producer: Producer, *, commit_interval_ms: float, clock_ms: Callable[[], float]) -> None:
@@ -137,7 +157,6 @@ class InOrder:
         self._clock_ms = clock_ms
         self._commit_due_ms = 0.0
         self._done: dict[tuple[str, int], TopicPartition] = {}
-        self._refused: tuple[Outgoing, KafkaError] | None = None
 
     def ready(self) -> bool:
         return True
@@ -165,27 +184,29 @@ class InOrder:
 
     def _send(self, outgoing: Sequence[Outgoing]) -> None:
         deadline = Deadline(_DELIVERY_S, clock=lambda: self._clock_ms() / 1e3)
-        self._refused = None
+        refusals = _Refusals()
         for each in outgoing:
             try:
-                clients.produce(self._producer, each.record, each.partition, partial(self._reported, each))
+                clients.produce(self._producer, each.record, each.partition, partial(refusals.note, each))
             except KafkaException as err:
-                raise WorkerFailure(f"{_place(each)}: not delivered: {err.args[0].str()}") from err
+                refusals.note(each, err.args[0])
+                break
         while self._producer.flush(deadline.remaining_s()):
             if deadline.expired:
                 raise NotDelivered("the broker does not acknowledge")
-        if self._refused is not None:
-            where, error = self._refused
-            raise WorkerFailure(f"{_place(where)}: not delivered: {error.str()}")
-
-    def _reported(self, outgoing: Outgoing, err: KafkaError | None, _message: Message) -> None:
-        if err is not None and self._refused is None:
-            self._refused = outgoing, err
+        if refusals.first is not None:
+            refused, error = refusals.first
+            raise WorkerFailure(f"{_place(refused)}: not delivered: {error.str()}")
 
 
 def _place(outgoing: Outgoing) -> str:
     return f"{outgoing.record.topic} [{outgoing.partition}]"
 
 
-def _why(err: BaseException) -> str:
-    return err.args[0].str() if isinstance(err, KafkaException) else str(err)
+def _error(err: KafkaException | SystemError) -> KafkaError | None:
+    """None of a SystemError, which says that callbacks ran while the client had failed (confluent-kafka 2.16)."""
+    return err.args[0] if isinstance(err, KafkaException) else None
+
+
+def _told(error: KafkaError | None) -> str:
+    return error.str() if error is not None else "the producer has failed, as one that was fenced does"

@@ -134,7 +134,7 @@ class Desk:
         try:
             stream_id = stream_of(record)
         except BadRecord as err:
-            return [self._dead_letter(record, err)]
+            return [self.refuse(record, err)]
         stream = self._streams.get(stream_id)
         if stream is not None and record.source.offset <= stream.head.offset:
             self.counts["repeated"] += 1  # its effects have been sent, its state is kept
@@ -154,7 +154,7 @@ class Desk:
                 self.counts["changed" if effects else "unchanged"] += 1
                 outgoing += self._sent(stream, effects, now_s=now_s, now_ms=now_ms)
         except BadRecord as err:
-            outgoing.append(self._dead_letter(record, err))
+            outgoing.append(self.refuse(record, err))
         if stream is not None:
             stream.head.offset = record.source.offset
             self._heard_s[stream_id] = now_s
@@ -191,10 +191,17 @@ class Desk:
         error = f"{cause.reason or 'dead letter'}: {cause.message or ''}".removesuffix(": ")
         return self._answered(stream, Answer(utterance_id, revision, is_final, b"", error), now_s, now_ms)
 
+    def refuse(self, record: InputRecord, error: BadRecord) -> Outgoing:
+        """The dead letter of a record."""
+        log.warning("dead letter: %s: %.4000s", record.source, error)
+        self.counts[f"dead letter: {error.reason}"] += 1
+        return Outgoing(record.source.partition, letter_of(record, error, self._settings))
+
     def tick(self, *, now_s: float, now_ms: float, quiet: Callable[[int], bool]) -> list[Outgoing]:
         """What time brings: ended streams are forgotten, what must be answered is asked again, and streams end by
         silence, those in partitions that are `quiet`: all that these have was heard."""
         outgoing: list[Outgoing] = []
+        asked_before = self.counts["asked_again"]
         for stream_id, stream in [*self._streams.items()]:
             silent_s = now_s - self._heard_s[stream_id]
             if stream.head.done:
@@ -210,6 +217,8 @@ class Desk:
                 self._heard_s[stream_id] = now_s
                 self._touched[stream_id] = True
             outgoing += self._asked_again(stream, now_s=now_s, now_ms=now_ms)
+        if asked := self.counts["asked_again"] - asked_before:
+            log.warning("asked again, as nothing answered: %d utterances", asked)
         return outgoing
 
     def writes(self) -> list[Write]:
@@ -280,9 +289,7 @@ class Desk:
             waits[asked] = due_s, wait_s
         if waits:
             self._overdue[stream.stream_id] = waits
-        if overdue:
-            log.warning("asked again, as nothing answered: %d utterances of a stream", len(overdue))
-            self.counts["asked_again"] += len(overdue)
+        self.counts["asked_again"] += len(overdue)
         return [self._request(stream, each, now_ms) for each in overdue]
 
     def _sent(self, stream: Stream, effects: list[Effect], *, now_s: float, now_ms: float) -> list[Outgoing]:
@@ -320,8 +327,3 @@ class Desk:
         value = _json(body) if self._settings.requests.format == "json" else text.encode()
         topic = self._settings.topic_names.requests
         return Outgoing(stream.head.partition, OutputRecord(topic, stream.stream_id.encode(), value, headers))
-
-    def _dead_letter(self, record: InputRecord, error: BadRecord) -> Outgoing:
-        log.warning("dead letter: %s: %.4000s", record.source, error)
-        self.counts[f"dead letter: {error.reason}"] += 1
-        return Outgoing(record.source.partition, letter_of(record, error, self._settings))

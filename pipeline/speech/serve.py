@@ -18,11 +18,12 @@ from pipeline.instance import claim_instance
 from pipeline.metrics import WorkerMetrics
 from pipeline.model_tasks import require_speech
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.delivery import InOrder, InTransactions, TranscriptsDelivery
-from pipeline.speech.worker import OnError, TranscriptsWorker
+from pipeline.speech.delivery import OrderedDelivery, TransactionalDelivery, TranscriptsDelivery
+from pipeline.speech.worker import TranscriptsWorker
 from pipeline.supervisor import RESTARTS
-from pipeline.topics import WantedTopic, broker_metadata, require_topics, speech_topics, wanted_topics
+from pipeline.topics import MAX_RECORD_BYTES, WantedTopic, broker_metadata, require_topics, speech_topics, wanted_topics
 from pipeline.up import make_missing
+from pipeline.worker_health import OnError
 from pipeline.worker_process import WorkerState, await_broker, open_http, stopped_by_signals
 
 log = logging.getLogger("penstock.transcripts")
@@ -33,7 +34,11 @@ _OWNED: dict[str, str | int | float | bool] = {
     # The same partitions of all topics to the same member.
     "partition.assignment.strategy": "range",
     "enable.partition.eof": True,
+    # Only then the group tells offsets when no transaction that would move them is open.
+    "isolation.level": "read_committed",
 }
+# What is sent and kept may be as large as its topics allow.
+_OWNED_BY_PRODUCER: dict[str, str | int | float | bool] = {"message.max.bytes": MAX_RECORD_BYTES}
 # The embedded broker keeps a dead member's partitions until its session has ended, whatever its name is.
 _EMBEDDED: dict[str, str | int | float | bool] = {"session.timeout.ms": 3_000, "heartbeat.interval.ms": 500}
 
@@ -76,7 +81,7 @@ def transcripts_worker(
 
     def connect(on_error: OnError) -> Consumer:
         return clients.consumer(
-            _consumer_settings(kafka.consumer_settings(), embedded=embedded),
+            consumer_settings(kafka.consumer_settings(), embedded=embedded),
             group=group,
             client_id=client_id,
             instance=None if embedded else name,
@@ -84,16 +89,16 @@ def transcripts_worker(
             on_commit=lambda _error, _places: None,
         )
 
+    producer_settings = kafka.producer_settings() | _OWNED_BY_PRODUCER
+
     def deliver(worker: TranscriptsWorker) -> TranscriptsDelivery:
         if embedded:
-            producer = clients.producer(
-                kafka.producer_settings(), client_id=client_id, on_error=worker.health.on_passing_error
-            )
-            return InOrder(producer, commit_interval_ms=settings.commit_every_ms, clock_ms=now_ms)
-        return InTransactions(
+            producer = clients.producer(producer_settings, client_id=client_id, on_error=worker.health.on_passing_error)
+            return OrderedDelivery(producer, commit_interval_ms=settings.commit_every_ms, clock_ms=now_ms)
+        return TransactionalDelivery(
             partial(
                 clients.transactional_producer,
-                kafka.producer_settings(),
+                producer_settings,
                 transactional_id=client_id,
                 client_id=client_id,
                 on_error=worker.health.on_passing_error,
@@ -103,7 +108,7 @@ def transcripts_worker(
             clock_ms=now_ms,
         )
 
-    return TranscriptsWorker(settings, connect=connect, delivery=deliver, metrics=stage)
+    return TranscriptsWorker(settings, connect=connect, deliver=deliver, metrics=stage)
 
 
 def _prepare(settings: EnsembleSettings, admin: AdminClient) -> bool:
@@ -121,6 +126,7 @@ def _ensemble_topics(settings: EnsembleSettings) -> list[WantedTopic]:
     return [topic for topic in wanted_topics(settings, fused=True) if topic.name in mine]
 
 
-def _consumer_settings(said: ClientSettings, *, embedded: bool) -> ClientSettings:
+def consumer_settings(said: ClientSettings, *, embedded: bool) -> ClientSettings:
+    """A member's, from those that the file says for the stages' consumers."""
     kept = {name: value for name, value in said.items() if name not in _OF_THE_NEW_PROTOCOL}
     return (_EMBEDDED if embedded else {}) | kept | _OWNED

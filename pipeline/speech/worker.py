@@ -2,7 +2,7 @@
 
 One thread. It reads a batch, the desk says what follows from it, and all of that is delivered before the next batch is
 read. So where partitions come or go, or a delivery fails, nothing is on its way that must be waited for: the state is
-read from the changelog and the records from the group's offsets, as after a crash.
+read from the changelog and the records from the group's offsets, as after a crash. Meanwhile it goes on polling.
 
 A partition's feed, results, dead letters and state are one member's: the group assigns by ranges, which gives the same
 numbers of all topics to the same member.
@@ -13,24 +13,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline import clients
 from pipeline.clock import now_ms, wall_ms
 from pipeline.deadline import returns_within
 from pipeline.errors import WorkerFailure
-from pipeline.group_offsets import committed_offsets
 from pipeline.metrics import StageMetrics
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.changelog import read_changelog
+from pipeline.speech.changelog import ChangelogReader, beginning, group_offsets
 from pipeline.speech.delivery import Batch, NotDelivered, TranscriptsDelivery
 from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
-from pipeline.worker_health import WorkerHealth, told
+from pipeline.speech.partitions import Partitions
+from pipeline.worker_health import OnError, WorkerHealth, told
+from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, OutputRecord, Source
-
-Place = tuple[str, int]
-OnError = Callable[[KafkaError], None]
 
 log = logging.getLogger("penstock.transcripts")
 
@@ -45,27 +44,33 @@ _TICK_MS = 250.0
 _ASK_S = 1.0
 # Leaving the group, where a broker that is away does not answer.
 _LEAVE_S = 5.0
+# How often it is told that something is still awaited.
+_TELL_EVERY_MS = 10_000.0
+_FOR_TRANSACTIONS = "waiting for the broker to take transactions"
+_FOR_THE_GROUP = "waiting for the consumer group"
+_FOR_THE_STATE = "reading the state of its streams"
 
 
 class TranscriptsWorker:
-    """`connect` makes the consumer, which reports errors; `delivery` takes what follows from what it reads."""
+    """`connect` makes the consumer, which reports errors; `deliver` what delivers what follows from what it reads."""
 
     def __init__(
         self,
         settings: EnsembleSettings,
         *,
         connect: Callable[[OnError], Consumer],
-        delivery: Callable[[TranscriptsWorker], TranscriptsDelivery],
+        deliver: Callable[[TranscriptsWorker], TranscriptsDelivery],
         metrics: StageMetrics,
         clock_ms: Callable[[], float] = now_ms,
         clock_wall_ms: Callable[[], float] = wall_ms,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         names = settings.topic_names
         self.desk = Desk(settings)
         self._settings = settings
         self._feed = settings.speech_topic_names.speech
         self._changelog = settings.speech_topic_names.changelog
-        self._hear = {
+        self._handlers = {
             self._feed: self.desk.speech,
             names.results: self.desk.result,
             names.dead_letters: self.desk.dead_letter,
@@ -74,17 +79,18 @@ class TranscriptsWorker:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._clock_wall_ms = clock_wall_ms
-        self._delivery = delivery(self)
+        self._sleep = sleep
+        self._delivery = deliver(self)
         self._consumer = connect(self.health.on_error)
-        # Of each partition that is this member's the offset of the next record.
-        self._next: dict[Place, int] = {}
-        # Of each partition of the feed whose end was reached, where that was.
-        self._ends: dict[int, int] = {}
-        # What is known no longer follows from what was kept.
-        self._adrift = False
-        self._joined = False
+        self._partitions = Partitions(self._feed)
+        # Why no work is taken; empty while it is.
+        self._waiting_for = _FOR_TRANSACTIONS
+        self._restoring: ChangelogReader | None = None
+        self._most = _MAX_BATCH
+        # Records of which the desk raised what nobody foresaw.
+        self._poison: dict[Source, str] = {}
         self._tick_due_ms = 0.0
-        self._undelivered_places: set[Place] = set()
+        self._tell_due_ms = 0.0
 
     def live(self) -> bool:
         """Whether the polling thread still comes round."""
@@ -92,22 +98,12 @@ class TranscriptsWorker:
 
     def not_ready(self) -> str | None:
         """Why this member takes no work at the moment; None where it does."""
-        if (unwell := self.health.not_ready()) is not None:
-            return unwell
-        if self._adrift:
-            return "reading its state anew"
-        # A member without partitions is a spare, and ready.
-        return None if self._joined else "waiting to join the consumer group"
+        return self.health.not_ready() or self._waiting_for or None
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Read and answer until `stopped`, then leave the group. Raises WorkerFailure."""
         try:
-            while not stopped() and not self._failed() and not self._delivery.ready():
-                self.health.polled()
-                time.sleep(_POLL_S)
-            self._consumer.subscribe(
-                [*self._hear], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self._start(stopped)
             while not stopped() and not self._failed():
                 self.turn()
         except Exception as err:
@@ -120,45 +116,80 @@ class TranscriptsWorker:
             raise WorkerFailure(told(failure)) from failure
 
     def turn(self) -> None:
-        """Once round: read, say what follows, deliver it."""
+        """Once round: read, say what follows, deliver it; or, where the state must be read, read on in that."""
         self.health.polled()
-        self._joined = self._joined or bool(self._consumer.memberid())
-        if self._adrift:
-            self._begin_anew()
         records = self._read()
-        if self._adrift or self._failed():
+        if self._failed():
+            return
+        if self._waiting_for == _FOR_THE_STATE:
+            self._restore()
+        if self._waiting_for:
             return
         now_ms, wall_ms = self._clock_ms(), self._clock_wall_ms()
         sent: list[Outgoing] = []
         for record in records:
-            sent += self._hear[record.source.topic](record, now_s=now_ms / 1e3, now_ms=wall_ms)
+            outgoing = self._handle(record, now_s=now_ms / 1e3, now_ms=wall_ms)
+            if outgoing is None:
+                return
+            sent += outgoing
         is_due = now_ms >= self._tick_due_ms
         if is_due:
             self._tick_due_ms = now_ms + _TICK_MS
-            self._look_around()
-            sent += self.desk.tick(now_s=now_ms / 1e3, now_ms=wall_ms, quiet=self._is_quiet)
-        self._deliver(without_superseded(sent), self._kept(self.desk.writes()), is_due=is_due)
+            self._observe()
+            quiet = cache(lambda partition: self._partitions.is_quiet(partition, self._end))
+            sent += self.desk.tick(now_s=now_ms / 1e3, now_ms=wall_ms, quiet=quiet)
+        self._send(without_superseded(sent), self._changes(self.desk.writes()), is_due=is_due)
 
-    def _deliver(self, sent: Sequence[Outgoing], kept: Sequence[Outgoing], *, is_due: bool) -> None:
+    def _start(self, stopped: Callable[[], bool]) -> None:
+        """Get ready to deliver, then join the group. So a predecessor of the same name has nothing open any more."""
+        while not self._delivery.ready() and not stopped() and not self._failed():
+            self.health.polled()
+            self._tell(_FOR_TRANSACTIONS)
+            self._sleep(_POLL_S)
+        self._waiting_for = _FOR_THE_GROUP
+        self._consumer.subscribe(
+            [*self._handlers], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _handle(self, record: InputRecord, *, now_s: float, now_ms: float) -> list[Outgoing] | None:
+        """What follows from a record. None where the desk fails of it: then nobody knows what is in its state, which is
+        read anew, and the record is a dead letter next time."""
+        if (why := self._poison.pop(record.source, None)) is not None:
+            is_feed = record.source.topic == self._feed
+            return [self.desk.refuse(record, BadRecord(Reason.STAGE_FAILED, why))] if is_feed else []
+        try:
+            return self._handlers[record.source.topic](record, now_s=now_s, now_ms=now_ms)
+        except Exception as err:
+            log.exception("%s: can't be handled, and is left out", record.source)
+            self._poison[record.source] = f"{type(err).__name__}: {err}"
+            self._forget_the_state()
+            return None
+
+    def _send(self, sent: Sequence[Outgoing], kept: Sequence[Outgoing], *, is_due: bool) -> None:
         """What only moves offsets on is no hurry."""
         if not (sent or kept or is_due):
             return
-        done = [TopicPartition(*place, self._next[place]) for place in sorted(self._undelivered_places)]
+        done = self._partitions.to_commit({each.partition for each in (*sent, *kept)})
         try:
             self._delivery.deliver(Batch(sent, kept, done), self._consumer)
         except NotDelivered as err:
-            log.warning("not delivered: %s", err)
-            self._adrift = True
-        self._undelivered_places.clear()
+            log.warning("not delivered, the state is read anew: %s", err)
+            # A batch that a slow broker does not take in time must not come again as it was.
+            self._most = max(1, self._most // 2)
+            self._forget_the_state()
+        else:
+            self._partitions.committed()
+            self._most = min(_MAX_BATCH, 2 * self._most)
 
-    def _kept(self, writes: Iterable[Write]) -> list[Outgoing]:
+    def _changes(self, writes: Iterable[Write]) -> list[Outgoing]:
         return [Outgoing(each.partition, OutputRecord(self._changelog, each.key, each.value, [])) for each in writes]
 
     def _read(self) -> list[InputRecord]:
+        wait_s = 0 if self._restoring is not None else _POLL_S
         try:
-            messages = clients.read(self._consumer, _MAX_BATCH, _POLL_S)
+            messages = clients.read(self._consumer, self._most, wait_s)
         except KafkaException as err:
-            self.health.fail(WorkerFailure(f"{self._feed}: {err.args[0].str()}"))
+            self.health.fail(WorkerFailure(f"{', '.join(self._handlers)}: {err.args[0].str()}"))
             return []
         return [record for message in messages if (record := self._record(message)) is not None]
 
@@ -166,98 +197,97 @@ class TranscriptsWorker:
         error = message.error()
         if error is None:
             record = clients.input_record(message)
-            return record if self._is_next(record.source) else None
+            return record if self._partitions.hear(record.source) else None
         place = message.topic() or "", message.partition() or 0
         if error.code() == KafkaError._PARTITION_EOF:
-            if place[0] == self._feed:
-                self._ends[place[1]] = message.offset() or 0
-        elif error.code() == KafkaError._AUTO_OFFSET_RESET and place in self._next:
+            self._partitions.reach_the_end(*place, message.offset() or 0)
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._metrics.records_lost()
             log.error("%s [%d]: records were deleted before they were read: %s", *place, error.str())
-            self._next[place] = OFFSET_BEGINNING
-            self._consumer.assign(self._places())
+            with clients.failures(place[0]):
+                self._partitions.skip_to(place, beginning(self._consumer, place))
+            self._consumer.assign(self._partitions.positions)
         else:
-            self.health.on_read_error(error)
+            self.health.on_read_error(error, topic=message.topic())
         return None
 
-    def _is_next(self, source: Source) -> bool:
-        """Whether a record is this member's to hear now. Where partitions moved between two reads it may be another's,
-        or come again."""
-        place = source.topic, source.partition
-        expected = self._next.get(place)
-        if expected is None or source.offset < expected:
-            return False
-        self._next[place] = source.offset + 1
-        self._undelivered_places.add(place)
-        if place[0] == self._feed:
-            self._ends.pop(place[1], None)
-        return True
-
-    def _is_quiet(self, partition: int) -> bool:
-        """Whether all that the feed has was heard: silence there is the speakers' own."""
-        end = self._ends.get(partition)
-        if end is None:
-            return False
-        try:
-            place = TopicPartition(self._feed, partition)
-            return clients.bounds(self._consumer, place, _ASK_S)[1] <= end
-        except KafkaException:
-            return False
-
-    def _look_around(self) -> None:
-        if self.health.broker_error is not None:
-            try:
-                self._consumer.list_topics(self._feed, timeout=_ASK_S)
-            except KafkaException:
-                return
-            self.health.broker_is_back()
+    def _observe(self) -> None:
+        self.health.look(self._consumer, _ASK_S)
         self._metrics.speech(self.desk.counts, streams=len(self.desk.streams))
-        for place, following in self._next.items():
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
-            self._metrics.lag(*place, end, following, 0)
+        for each in self._partitions.positions:
+            _, end = self._consumer.get_watermark_offsets(each, cached=True)
+            self._metrics.lag(each.topic, each.partition, end, each.offset, 0)
 
-    def _begin_anew(self) -> None:
-        """After a delivery that failed: as if the partitions had just come."""
-        if self._delivery.ready():
-            self._on_assign(self._consumer, self._places())
+    def _end(self, place: TopicPartition) -> int | None:
+        """Where a partition ends now; None where the broker doesn't say."""
+        if self.health.broker_error is not None:
+            return None
+        try:
+            return clients.bounds(self._consumer, place, _ASK_S)[1]
+        except KafkaException:
+            return None
 
-    def _begin(self, places: Iterable[Place]) -> None:
-        """Know what was kept of these partitions, and read on from there. Raises KafkaException, WorkerFailure."""
-        self._forget()
-        partitions = sorted({partition for _, partition in places})
-        # First the offsets: the group tells them when no transaction that would move them is open.
-        for topic in self._hear:
-            committed = committed_offsets(self._consumer, topic, partitions)
-            self._next |= {(topic, each): committed.get(each, OFFSET_BEGINNING) for each in partitions}
-        kafka, group = self._settings.kafka.consumer_settings(), self._settings.transcripts_group
-        kept = read_changelog(kafka, self._changelog, partitions, client_id=group)
-        self.desk.load(kept.items(), self._clock_ms() / 1e3)
-        self._consumer.assign(self._places())
-        log.info("streams: %d, of partitions %s", len(self.desk.streams), partitions)
+    # The state, which is read when partitions have come, or when what is known doesn't follow from what is kept.
 
-    def _places(self) -> list[TopicPartition]:
-        return [TopicPartition(*place, offset) for place, offset in self._next.items()]
+    def _forget_the_state(self) -> None:
+        self._stop_restoring()
+        self._waiting_for = _FOR_THE_STATE
+        self._consumer.pause(self._partitions.positions)
+
+    def _restore(self) -> None:
+        """Read on in the changelog; once all is known, in the topics."""
+        try:
+            if self._restoring is None:
+                if not self._delivery.ready():
+                    self._tell(_FOR_TRANSACTIONS)
+                    return
+                # First the offsets: the group tells them when no transaction is open that would move them.
+                self._partitions.begin(group_offsets(self._consumer, self._partitions.places))
+                kafka, group = self._settings.kafka.consumer_settings(), self._settings.transcripts_group
+                self._restoring = ChangelogReader(kafka, self._changelog, self._partitions.numbers, client_id=group)
+            if not self._restoring.read(_POLL_S):
+                return
+        except KafkaException as err:
+            self._tell(f"the state can't be read, it is tried again: {err.args[0].str()}")
+            self._stop_restoring()
+            return
+        self.desk.load(self._restoring.kept.items(), self._clock_ms() / 1e3)
+        self._stop_restoring()
+        self._waiting_for = ""
+        self._consumer.assign(self._partitions.positions)
+        self._consumer.resume(self._partitions.positions)
+        log.info("streams: %d, of partitions %s", len(self.desk.streams), self._partitions.numbers)
+
+    def _stop_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.close()
+            self._restoring = None
 
     def _failed(self) -> bool:
         return self.health.failure is not None
 
+    def _tell(self, what: str) -> None:
+        """Now and then."""
+        if self._clock_ms() >= self._tell_due_ms:
+            self._tell_due_ms = self._clock_ms() + _TELL_EVERY_MS
+            log.warning("%s", what)
+
     # The group's callbacks, which the client runs inside of a poll.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._joined = True
         places = {(each.topic, each.partition) for each in partitions}
         mine = sorted({partition for _, partition in places})
-        if places != {(topic, partition) for topic in self._hear for partition in mine}:
-            self.health.fail(WorkerFailure(f"{self._feed} {mine}: the group gives their results to another member"))
-        try:
-            self._begin(places)
-        except (KafkaException, WorkerFailure) as err:
-            log.warning("the state can't be read, it is tried again: %s", err)
-            self._next = dict.fromkeys(places, OFFSET_BEGINNING)
-            self._adrift = True
-            consumer.assign(self._places())
-        else:
-            self._adrift = False
+        if places != {(topic, partition) for topic in self._handlers for partition in mine}:
+            self.health.fail(
+                WorkerFailure(
+                    f"{' and '.join(self._handlers)}: not assigned alike ({sorted(places)}): all topics of an ensemble "
+                    "must have the same number of partitions, and all members of the group be of one version"
+                )
+            )
+        self._partitions.begin(dict.fromkeys(places, 0))
+        consumer.assign(self._partitions.positions)
+        # Nothing is read before it is known from where on.
+        self._forget_the_state()
 
     def _on_revoke(self, consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self._drop(consumer)
@@ -269,12 +299,10 @@ class TranscriptsWorker:
     def _drop(self, consumer: Consumer) -> None:
         if not self._failed():
             self._delivery.let_go(consumer)
-        for topic, partition in self._next:
-            self._metrics.forget(topic, partition)
-        self._forget()
+        for place in self._partitions.places:
+            self._metrics.forget(*place)
+        self._partitions.begin({})
+        self._stop_restoring()
+        self._waiting_for = _FOR_THE_GROUP
         self.desk.load((), 0.0)
         consumer.unassign()
-
-    def _forget(self) -> None:
-        self._next, self._ends = {}, {}
-        self._undelivered_places.clear()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
@@ -23,6 +24,8 @@ from pipeline.speech.delivery import Batch
 from pipeline.speech.serve import transcripts_worker
 from pipeline.speech.worker import TranscriptsWorker
 from pipeline.up import make_topics
+from schemas.feeds.tracks import Feed
+from stages.transcripts import Head, Stream
 from tests.eventually import WAIT_S, eventually
 from tests.speech.speech_world import answer, end, event
 
@@ -59,7 +62,7 @@ class Crew:
 
     def __init__(self, settings: EnsembleSettings, threads: ThreadPoolExecutor) -> None:
         self._settings = settings
-        self._threads = threads
+        self.threads = threads
         self.workers: dict[str, TranscriptsWorker] = {}
         self._stops: dict[str, threading.Event] = {}
         self._ends: dict[str, Future[None]] = {}
@@ -67,7 +70,7 @@ class Crew:
     def start(self, name: str) -> TranscriptsWorker:
         worker = transcripts_worker(self._settings, WorkerMetrics("shared"), name=name, embedded=False)
         self.workers[name], self._stops[name] = worker, threading.Event()
-        self._ends[name] = self._threads.submit(worker.run, self._stops[name].is_set)
+        self._ends[name] = self.threads.submit(worker.run, self._stops[name].is_set)
         eventually(lambda: self._ends[name].done() or worker.not_ready() is None)
         return worker
 
@@ -84,7 +87,7 @@ class Crew:
 
 @pytest.fixture
 def crew(settings: EnsembleSettings) -> Iterator[Crew]:
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(5) as threads:
         made = Crew(settings, threads)
         try:
             yield made
@@ -192,31 +195,95 @@ def test_members_that_come_and_go_tell_all_once(settings: EnsembleSettings, crew
     check(ensemble)
 
 
+class Stalled:
+    """A member's delivery that, from `hang` on, waits with the first batch that has something to tell until it may
+    `go_on`: longer than its group waits for the member."""
+
+    def __init__(self, worker: TranscriptsWorker) -> None:
+        self.has_begun, self.go_on = threading.Event(), threading.Event()
+        self._worker, self._deliver = worker, worker._delivery.deliver
+
+    def hang(self) -> None:
+        self._worker._delivery.deliver = self._wait  # type: ignore[method-assign]
+
+    def _wait(self, batch: Batch, consumer: Consumer) -> None:
+        if batch.sent and not self.go_on.is_set():
+            self.has_begun.set()
+            self.go_on.wait(WAIT_S)
+        self._deliver(batch, consumer)
+
+
 @pytest.mark.timeout(120)
 def test_a_member_that_was_taken_for_dead_tells_nothing_more(settings: EnsembleSettings, crew: Crew) -> None:
     ensemble = Ensemble(settings)
-    stalled, go_on = threading.Event(), threading.Event()
     slow = crew.start("slow")
-    deliver = slow._delivery.deliver
-
-    def stall(batch: Batch, consumer: Consumer) -> None:
-        """Once it has something to tell it waits, until others have its partitions."""
-        if batch.sent and not go_on.is_set():
-            stalled.set()
-            go_on.wait(WAIT_S)
-        deliver(batch, consumer)
-
-    def hang() -> None:
-        slow._delivery.deliver = stall  # type: ignore[method-assign]
-
-    say_all(settings, {3: hang}, ensemble)
-    assert stalled.wait(WAIT_S)
+    stalled = Stalled(slow)
+    say_all(settings, {3: stalled.hang}, ensemble)
+    assert stalled.has_begun.wait(WAIT_S)
     crew.start("other")
     ensemble.until(lambda: len(ensemble.whole()) == STREAMS)
-    go_on.set()
-    eventually(lambda: slow.not_ready() is None and len(slow._next) > 0)
+    stalled.go_on.set()
+    eventually(lambda: slow.not_ready() is None and len(slow._partitions.places) > 0)
     crew.stop_all()
     ensemble.turn()
     check(ensemble)
     labels = {"ensemble": "shared", "stage": "transcripts", "outcome": "aborted"}
     assert slow._metrics._worker.registry.get_sample_value("penstock_transactions_total", labels) == 1
+
+
+@pytest.mark.timeout(120)
+def test_nor_does_it_tell_what_time_brings(settings: EnsembleSettings, crew: Crew) -> None:
+    """Silence makes a batch without any record that was read."""
+    settings = settings.model_copy(
+        update={"speech": settings.speech_or_default.model_copy(update={"silence_ms": 1_000})}
+    )
+    ensemble, crew = Ensemble(settings), Crew(settings, crew.threads)
+    slow = crew.start("slow")
+    stalled = Stalled(slow)
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    producer.produce(settings.speech_topic_names.speech, event("a", "0", 0, "never final"), "a")
+    producer.flush(WAIT_S)
+    ensemble.until(lambda: len(ensemble.told) == 1)
+    stalled.hang()
+    assert stalled.has_begun.wait(WAIT_S)
+    crew.start("other")
+    ensemble.until(lambda: len(ensemble.whole()) == 1)
+    stalled.go_on.set()
+    eventually(lambda: slow.not_ready() is None and len(slow._partitions.places) > 0)
+    crew.stop_all()
+    ensemble.turn()
+    assert [each["type"] for each in ensemble.told] == ["utterance", "transcript"]
+    labels = {"ensemble": "shared", "stage": "transcripts", "outcome": "aborted"}
+    assert slow._metrics._worker.registry.get_sample_value("penstock_transactions_total", labels) == 1
+
+
+@pytest.mark.timeout(120)
+def test_what_another_has_not_decided_yet_is_waited_for(settings: EnsembleSettings, crew: Crew) -> None:
+    """A member without a name was killed in the middle of a transaction: its state may still come."""
+    names = settings.speech_topic_names
+    open_one = clients.transactional_producer(
+        settings.kafka.producer_settings(), transactional_id="another", client_id="another", on_error=lambda _: None
+    )
+    open_one.init_transactions(WAIT_S)
+    open_one.begin_transaction()
+    kept = Stream(Head(1, Feed("a")), context_characters=0, max_utterances=10)
+    open_one.produce(names.changelog, msgspec.msgpack.encode(kept.head), b'["a"]', 1)
+    open_one.flush(WAIT_S)
+    worker = transcripts_worker(settings, WorkerMetrics("shared"), name="a", embedded=False)
+    stop = threading.Event()
+    ended = crew.threads.submit(worker.run, stop.is_set)
+    eventually(lambda: worker.not_ready() == "reading the state of its streams")
+    time.sleep(1)
+    assert worker.not_ready() == "reading the state of its streams"
+    assert worker.live()
+    open_one.commit_transaction(WAIT_S)
+    eventually(lambda: worker.not_ready() is None)
+    assert [*worker.desk.streams] == ["a"]
+    stop.set()
+    ended.result(WAIT_S)
+
+
+def test_a_member_without_partitions_is_a_spare_and_ready(settings: EnsembleSettings, crew: Crew) -> None:
+    spares = [crew.start(name) for name in ("a", "b", "c", "d", "e")]
+    eventually(lambda: all(each.not_ready() is None for each in spares))
+    assert sorted(len(each._partitions.numbers) for each in spares) == [0, 1, 1, 1, 1]

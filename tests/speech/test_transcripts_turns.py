@@ -3,17 +3,18 @@ passes, when partitions come and go, and when a delivery fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.errors import WorkerFailure
 from pipeline.metrics import WorkerMetrics
 from pipeline.speech import worker as worker_module
 from pipeline.speech.delivery import Batch, NotDelivered
 from pipeline.speech.worker import TranscriptsWorker
+from schemas.headers import read_cause
 from tests.speech.speech_world import end, event, make_settings
 
 FEED, RESULTS, LETTERS = "talk.speech", "talk.results", "talk.dead-letters"
@@ -36,12 +37,30 @@ class FakeMessage:
         self.error = lambda: None if code is None else KafkaError(code)
 
 
+class FakeReader:
+    """A changelog of which all is read at once."""
+
+    def __init__(self, kept: dict[bytes, bytes]) -> None:
+        self.kept = kept
+
+    def read(self, _wait_s: float) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
 class Rig:
     """A member of which the test is the group, the broker and the clock. It has partition 0."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **speech: Any) -> None:
         self.now_s = 0.0
         self.offsets: dict[int, int] = {}
+        self.beginnings: dict[tuple[str, int], int] = {}
+        self.asked: Counter[tuple[str, int]] = Counter()
+        self.paused: set[tuple[str, int]] = set()
+        self.most: list[int] = []
+        self.unreadable = 0
         self.committed_offsets: dict[tuple[str, int], int] = {}
         self.kept: dict[bytes, bytes] = {}
         self.waiting: list[FakeMessage] = []
@@ -52,18 +71,19 @@ class Rig:
         self.let_go_count = 0
         self.at_poll: Callable[[], None] = lambda: None
         self.metrics = WorkerMetrics("talk")
-        monkeypatch.setattr(worker_module, "committed_offsets", self._committed)
-        monkeypatch.setattr(worker_module, "read_changelog", lambda *_, **__: dict(self.kept))
+        monkeypatch.setattr(worker_module, "ChangelogReader", self._read_changelog)
         self.worker = TranscriptsWorker(
             make_settings(**speech),
             connect=lambda _: cast(Consumer, self),
-            delivery=lambda _: self,
+            deliver=lambda _: self,
             metrics=self.metrics.stage("transcripts"),
             clock_ms=lambda: self.now_s * 1e3,
             clock_wall_ms=lambda: self.now_s * 1e3,
         )
         self.desk = self.worker.desk
         self.assign_to_it(0)
+        self.turn()
+        assert self.worker.not_ready() is None
 
     # What the test does.
 
@@ -96,19 +116,26 @@ class Rig:
 
     # What it has for a consumer and a delivery.
 
-    def _committed(self, _consumer: object, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        return {
-            each: self.committed_offsets[topic, each] for each in partitions if (topic, each) in self.committed_offsets
-        }
+    def _read_changelog(self, _kafka: object, _topic: str, partitions: Sequence[int], **_: object) -> FakeReader:
+        if self.unreadable:
+            self.unreadable -= 1
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return FakeReader(dict(self.kept))
 
-    def memberid(self) -> str:
-        return "me"
+    def committed(self, places: list[TopicPartition], **_: object) -> list[TopicPartition]:
+        return [
+            TopicPartition(
+                each.topic, each.partition, self.committed_offsets.get((each.topic, each.partition), OFFSET_INVALID)
+            )
+            for each in places
+        ]
 
     def poll(self, _wait_s: float) -> Message | None:
         self.at_poll()
         return cast(Message, self.waiting.pop(0)) if self.waiting else None
 
     def consume(self, most: int, _wait_s: float) -> list[Message]:
+        self.most.append(most + 1)
         taken, self.waiting = self.waiting[:most], self.waiting[most:]
         return cast("list[Message]", taken)
 
@@ -118,8 +145,20 @@ class Rig:
     def unassign(self) -> None:
         self.assigned = []
 
-    def get_watermark_offsets(self, place: TopicPartition, **_: object) -> tuple[int, int]:
-        return 0, self.offsets.get(place.partition, 0)
+    def pause(self, places: list[TopicPartition]) -> None:
+        self.paused |= {(each.topic, each.partition) for each in places}
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused -= {(each.topic, each.partition) for each in places}
+
+    def list_topics(self, *_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    def get_watermark_offsets(self, place: TopicPartition, *, cached: bool = False, **_: object) -> tuple[int, int]:
+        where = place.topic, place.partition
+        if not cached:
+            self.asked[where] += 1
+        return self.beginnings.get(where, 0), self.offsets.get(place.partition, 0) if place.topic == FEED else 0
 
     def ready(self) -> bool:
         return self.is_ready
@@ -174,6 +213,24 @@ def test_silence_is_no_silence_while_records_wait(monkeypatch: pytest.MonkeyPatc
     assert rig.desk.streams["a"].head.ended_by == "silence"
 
 
+def test_a_broker_is_asked_once_whether_a_partition_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, silence_ms=1_000)
+    for number in range(20):
+        rig.say(f"s{number}", event(f"s{number}", "0", 0, "hm"))
+    rig.reach_the_end()
+    rig.turn(0)
+    rig.asked.clear()
+    rig.offsets[0] += 1
+    rig.turn(5)
+    assert rig.asked == {(FEED, 0): 1}
+    rig.asked.clear()
+    rig.worker.health.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    rig.offsets[0] -= 1
+    rig.turn(6)
+    assert not rig.asked, "it is away"
+    assert {each.head.ended_by for each in rig.desk.streams.values()} == {None}
+
+
 def test_what_failed_to_arrive_is_read_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
     rig.say("a", event("a", "0", 0, "good"))
@@ -184,11 +241,13 @@ def test_what_failed_to_arrive_is_read_and_said_again(monkeypatch: pytest.Monkey
     rig.is_ready = False
     rig.say("a", event("a", "0", 2, "good morning all"))
     rig.turn()
-    assert rig.worker.not_ready() == "reading its state anew"
-    assert len(rig.delivered) == 1, "nothing that came meanwhile counts"
+    assert rig.worker.not_ready() == "reading the state of its streams"
+    assert rig.paused == {(topic, 0) for topic in TOPICS}
+    assert len(rig.sent()) == 1, "nothing that came meanwhile counts"
     rig.is_ready = True
     rig.turn()
     assert rig.worker.not_ready() is None
+    assert not rig.paused
     assert (FEED, 0, lost.offset()) in rig.assigned
     rig.waiting = [lost]
     rig.turn()
@@ -197,18 +256,25 @@ def test_what_failed_to_arrive_is_read_and_said_again(monkeypatch: pytest.Monkey
     assert utterance.newest.revision == 1
 
 
+def test_what_a_broker_does_not_take_in_time_comes_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    sizes: list[int] = []
+    for failing in (True, True, False, False, False):
+        rig.say("a", event("a", "0", len(sizes), f"word {len(sizes)}"))
+        rig.failing = int(failing)
+        rig.turn()
+        sizes.append(rig.most[-1])
+        rig.turn()
+    assert sizes == [4000, 2000, 1000, 2000, 4000]
+
+
 def test_a_state_that_cannot_be_read_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
-
-    def refuse(*_: object, **__: object) -> dict[bytes, bytes]:
-        raise WorkerFailure("no answer")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "read_changelog", refuse)
-        rig.assign_to_it(0, 1)
-        early = rig.say("a", event("a", "0", 0, "good"))
-        rig.turn()
-        assert rig.worker.not_ready() == "reading its state anew"
+    rig.unreadable = 1
+    rig.assign_to_it(0, 1)
+    early = rig.say("a", event("a", "0", 0, "good"))
+    rig.turn()
+    assert rig.worker.not_ready() == "reading the state of its streams"
     rig.turn()
     assert rig.worker.not_ready() is None
     assert {(topic, partition) for topic, partition, _ in rig.assigned} == {(t, p) for t in TOPICS for p in (0, 1)}
@@ -220,6 +286,7 @@ def test_a_state_that_cannot_be_read_is_tried_again(monkeypatch: pytest.MonkeyPa
 def test_partitions_that_go_take_their_streams_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
     rig.assign_to_it(0, 1)
+    rig.turn()
     rig.say("a", event("a", "0", 0, "good"))
     rig.say("b", event("b", "0", 0, "bad"), partition=1)
     rig.turn()
@@ -228,17 +295,90 @@ def test_partitions_that_go_take_their_streams_with_them(monkeypatch: pytest.Mon
     def rebalanced() -> None:
         rig.at_poll = lambda: None
         rig.worker._on_revoke(cast(Consumer, rig), [])
+        assert (rig.assigned, [*rig.desk.streams]) == ([], [])
         rig.kept = mine
         rig.assign_to_it(0)
 
     # Read before the rebalance, and handed over after it.
     rig.say("b", event("b", "0", 1, "bad!"), partition=1)
     rig.at_poll = rebalanced
-    rig.say("a", event("a", "0", 1, "good!"))
+    again = rig.say("a", event("a", "0", 1, "good!"))
     rig.turn()
     assert rig.let_go_count == 1
     assert [*rig.desk.streams] == ["a"]
+    rig.waiting = [again]
+    rig.turn()
     assert rig.sent() == [b"a", b"b", b"a"]
+
+
+def test_partitions_that_are_lost_and_come_back_are_not_written_to_before_all_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch)
+    rig.say("a", event("a", "0", 0, "good"))
+    rig.failing = 1
+    rig.turn()
+    rig.is_ready = False
+
+    def lost() -> None:
+        rig.at_poll = lambda: None
+        rig.worker._on_lost(cast(Consumer, rig), [])
+        assert rig.assigned == []
+        assert rig.worker.not_ready() == "waiting for the consumer group"
+        rig.assign_to_it(0)
+
+    rig.at_poll = lost
+    delivered = len(rig.delivered)
+    rig.turn()
+    rig.turn()
+    assert rig.worker.not_ready() == "reading the state of its streams"
+    assert len(rig.delivered) == delivered
+
+
+def test_whatever_is_written_is_checked_by_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence writes too, without any record that was read."""
+    rig = Rig(monkeypatch, silence_ms=1_000)
+    rig.say("a", event("a", "0", 0, "hm"))
+    rig.reach_the_end()
+    rig.turn(0)
+    rig.turn(5)
+    last = rig.delivered[-1]
+    assert rig.desk.streams["a"].head.ended_by == "silence"
+    assert (last.sent[0].partition, [(each.topic, each.partition, each.offset) for each in last.done]) == (
+        0,
+        [(FEED, 0, 1)],
+    )
+
+
+def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    hear = rig.worker._handlers[FEED]
+
+    def fail_of_poison(record: Any, **now: float) -> Any:
+        if record.value == b"poison":
+            raise ZeroDivisionError("of this")
+        return hear(record, **now)
+
+    rig.worker._handlers[FEED] = fail_of_poison
+    all_of_it = [
+        rig.say("a", event("a", "0", 0, "good")),
+        rig.say("a", b"poison"),
+        rig.say("a", event("a", "0", 1, "good!")),
+    ]
+    rig.turn()
+    assert rig.worker.not_ready() == "reading the state of its streams"
+    rig.turn()
+    rig.waiting = all_of_it
+    rig.turn()
+    [letter] = [each.record for each in rig.delivered[-1].sent if each.record.topic == LETTERS]
+    cause = read_cause(letter.headers)
+    assert (letter.value, cause and cause.reason, cause and cause.message) == (
+        b"poison",
+        "stage_failed",
+        "ZeroDivisionError: of this",
+    )
+    assert rig.desk.streams["a"].utterances["0"].newest.revision == 1
+    assert rig.worker.live()
 
 
 def test_a_record_that_comes_again_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +392,10 @@ def test_a_record_that_comes_again_is_passed_over(monkeypatch: pytest.MonkeyPatc
 
 def test_a_feed_that_was_deleted_unread_goes_on_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
-    rig.offsets[0] = 500
+    rig.offsets[0] = rig.beginnings[FEED, 0] = 500
     rig.waiting = [FakeMessage(FEED, 0, 0, code=KafkaError._AUTO_OFFSET_RESET)]
     rig.turn()
+    assert (FEED, 0, 500) in rig.assigned
     rig.say("a", event("a", "0", 0, "good"))
     rig.turn()
     assert rig.sent() == [b"a"]
@@ -265,7 +406,7 @@ def test_a_feed_that_was_deleted_unread_goes_on_with_what_is_left(monkeypatch: p
 def test_results_at_another_member_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
     rig.assign_to_it(0, topics=(FEED, RESULTS))
-    assert "the group gives their results to another member" in str(rig.worker.not_ready())
+    assert "all topics of an ensemble must have the same number of partitions" in str(rig.worker.not_ready())
     assert not rig.worker.live()
 
 
@@ -282,4 +423,5 @@ def test_what_becomes_of_events_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample("penstock_speech_streams") == 1
     assert sample("penstock_speech_events_total", outcome="changed") == 1
     assert sample("penstock_speech_events_total", outcome="unchanged") == 1
-    assert sample("penstock_consumer_lag", stage="transcripts", topic=FEED, partition="0") == 0
+    for topic in TOPICS:
+        assert sample("penstock_consumer_lag", stage="transcripts", topic=topic, partition="0") == 0
