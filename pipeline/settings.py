@@ -122,8 +122,9 @@ class HttpSettings(Section):
     """The address to listen on. Only this machine's own programs reach 127.0.0.1; 0.0.0.0 lets Prometheus in."""
 
     port: int = Field(default=8002, ge=0, le=65_532)
-    """Of tokenize, or of a fused worker; encode and postprocess take the next two. 0: any free port. A worker that
-    finds its port taken, as a second one of its stage on this machine does, takes any free one; its log says which."""
+    """Of tokenize, or of a fused worker; encode, postprocess and transcripts take the next ones. 0: any free port. A
+    worker that finds its port taken, as a second one of its stage on this machine does, takes any free one; its log
+    says which."""
 
 
 def _at_least_one(models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
