@@ -46,7 +46,10 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
 
 class TranscriptsDelivery(Protocol):
-    """Its methods raise WorkerFailure where another attempt is no use."""
+    """Its methods raise WorkerFailure where another attempt is no use. `rest_s` is how long records should gather
+    between two deliveries."""
+
+    rest_s: float
 
     def ready(self) -> bool:
         """Whether something can be delivered, and nothing of a predecessor is open; ask again where it can't."""
@@ -81,6 +84,10 @@ class TransactionalDelivery:
     """All of a batch in one transaction, with the group's check that this member still has its partitions. `topic` is
     the feed's."""
 
+    # The broker still writes the marks of the last transaction: what comes sooner waits for them in vain, and costs the
+    # broker more than it brings. Of 2 to 24 ms this is where 100 speakers are annotated soonest.
+    rest_s = 0.008
+
     def __init__(
         self, connect: Callable[[], Producer], *, topic: str, metrics: StageMetrics, clock_ms: Callable[[], float]
     ) -> None:
@@ -110,15 +117,15 @@ class TransactionalDelivery:
         try:
             for each in (*batch.sent, *batch.kept):
                 self._produce(each, refusals)
-            while not self._producer.flush(deadline):
-                if deadline.expired:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker does not acknowledge"))
-            if refusals.first is None:
-                self._producer.commit(batch.done, consumer.consumer_group_metadata(), deadline)
+            # It waits for what is on its way, and fails with it.
+            self._producer.commit(batch.done, consumer.consumer_group_metadata(), deadline)
         except (KafkaException, SystemError) as err:
-            self._abort(refusals.first[1] if refusals.first else _error(err), refusals, err)
-        if refusals.first is not None:
-            self._abort(refusals.first[1], refusals)
+            self._metrics.aborted()
+            where, error = self._topic, _error(err)
+            if refusals.first is not None:
+                where, error = _place(refusals.first[0]), refusals.first[1]
+            self._give_up(error, where=where)
+            raise NotDelivered(f"{where}: {_told(error)}") from err
         self._attempts.succeeded()
         self._metrics.committed(self._clock_ms() - started_ms)
 
@@ -135,12 +142,6 @@ class TransactionalDelivery:
             refusals.note(outgoing, err.args[0])
             raise
 
-    def _abort(self, error: KafkaError | None, refusals: _Refusals, cause: Exception | None = None) -> None:
-        where = _place(refusals.first[0]) if refusals.first is not None else self._topic
-        self._metrics.aborted()
-        self._give_up(error, where=where)
-        raise NotDelivered(f"{where}: {_told(error)}") from cause
-
     def _give_up(self, error: KafkaError | None, *, where: str) -> None:
         self._producer.abort(usable=error is not None and usable_after(error))
         if error is not None and error.code() in TOO_LARGE:
@@ -150,6 +151,8 @@ class TransactionalDelivery:
 
 class OrderedDelivery:
     """At least once: sent, then kept, then committed."""
+
+    rest_s = 0.0
 
     def __init__(self, producer: Producer, *, commit_interval_ms: float, clock_ms: Callable[[], float]) -> None:
         self._producer = producer

@@ -179,6 +179,7 @@ class TranscriptsWorker:
             self._forget_the_state()
         else:
             self._partitions.committed()
+            self._sleep(self._delivery.rest_s if done else 0.0)
             self._most = min(_MAX_BATCH, 2 * self._most)
 
     def _changes(self, writes: Iterable[Write]) -> list[Outgoing]:

@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from pipeline import clients
 from pipeline.apache_kafka.broker import ApacheBroker
+from pipeline.errors import WorkerFailure
 from pipeline.metrics import WorkerMetrics
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.delivery import Batch
@@ -281,6 +283,22 @@ def test_what_another_has_not_decided_yet_is_waited_for(settings: EnsembleSettin
     assert [*worker.desk.streams] == ["a"]
     stop.set()
     ended.result(WAIT_S)
+
+
+def test_a_topic_that_takes_less_than_it_should_is_named(settings: EnsembleSettings, crew: Crew) -> None:
+    crew.start("a")
+    topic = settings.speech_topic_names.transcripts
+    smaller = ConfigEntry("max.message.bytes", "200", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[smaller])
+    admin = clients.admin(settings.kafka.client_settings())
+    admin.incremental_alter_configs([resource])[resource].result(WAIT_S)
+    ensemble = Ensemble(settings)
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    producer.produce(settings.speech_topic_names.speech, event("a", "0", 0, "random words 7281 " * 20), "a")
+    producer.flush(WAIT_S)
+    ensemble.until(lambda: not crew.workers["a"].live())
+    with pytest.raises(WorkerFailure, match=rf"{topic} \[\d\]: not delivered: .*too large"):
+        crew.stop("a")
 
 
 def test_a_member_without_partitions_is_a_spare_and_ready(settings: EnsembleSettings, crew: Crew) -> None:

@@ -61,6 +61,8 @@ class Rig:
         self.paused: set[tuple[str, int]] = set()
         self.most: list[int] = []
         self.unreadable = 0
+        self.rest_s = 0.25
+        self.slept: list[float] = []
         self.committed_offsets: dict[tuple[str, int], int] = {}
         self.kept: dict[bytes, bytes] = {}
         self.waiting: list[FakeMessage] = []
@@ -79,6 +81,7 @@ class Rig:
             metrics=self.metrics.stage("transcripts"),
             clock_ms=lambda: self.now_s * 1e3,
             clock_wall_ms=lambda: self.now_s * 1e3,
+            sleep=self.slept.append,
         )
         self.desk = self.worker.desk
         self.assign_to_it(0)
@@ -379,6 +382,15 @@ def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.Monke
     )
     assert rig.desk.streams["a"].utterances["0"].newest.revision == 1
     assert rig.worker.live()
+
+
+def test_after_a_delivery_records_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.turn()
+    assert set(rig.slept) <= {0.0}, "nothing was delivered"
+    rig.say("a", event("a", "0", 0, "good"))
+    rig.turn()
+    assert rig.slept[-1] == 0.25
 
 
 def test_a_record_that_comes_again_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
