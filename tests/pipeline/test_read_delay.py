@@ -111,7 +111,7 @@ def test_at_a_high_rate_packs_fill() -> None:
 
 
 def test_a_backlog_waits_for_nothing() -> None:
-    assert read_at([0.0] * 2_000) == [(0, 513), (0, 513), (0, 513), (0, 461)]
+    assert read_at([0.0] * 2_000) == [(0, 512), (0, 512), (0, 512), (0, 464)]
 
 
 @pytest.mark.parametrize("times_ms", [[10.0, 11.0, 12.0, 16.0]])
