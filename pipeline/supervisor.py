@@ -27,8 +27,8 @@ log = logging.getLogger("penstock.supervisor")
 RESTARTS = "PENSTOCK_RESTARTS"
 DRAIN_BUDGET_S = 30.0  # the grace that Kubernetes and `docker stop -t 30` give
 
-# A dead child is noticed this late; the shortest restart delay is four times that.
 _STANDARD_ERROR = 2
+# A dead child is noticed this late; the shortest restart delay is four times that.
 _POLL_S = 0.05
 # Killed children are gone at once, unless one hangs in the kernel: then leave it.
 _KILL_BUDGET_S = 5.0
