@@ -56,9 +56,10 @@ class Partitions:
         return True
 
     def skip_to(self, place: Place, offset: int) -> None:
-        """What is before it is not there any more."""
-        if place in self._next:
-            self._next[place] = offset
+        """What is before it is not there any more; nor is the end where it was, if the topic was made anew."""
+        self._next[place] = offset
+        if place[0] == self._feed:
+            self._ends.pop(place[1], None)
 
     def reach_the_end(self, topic: str, partition: int, offset: int) -> None:
         """Nothing is left to be read."""

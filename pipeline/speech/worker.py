@@ -26,7 +26,7 @@ from pipeline.settings import EnsembleSettings
 from pipeline.speech.changelog import ChangelogReader, beginning, group_offsets
 from pipeline.speech.delivery import Batch, NotDelivered, TranscriptsDelivery
 from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
-from pipeline.speech.partitions import Partitions
+from pipeline.speech.partitions import Partitions, Place
 from pipeline.worker_health import OnError, WorkerHealth, told
 from schemas.errors import BadRecord, Reason
 from schemas.records import InputRecord, OutputRecord, Source
@@ -121,9 +121,10 @@ class TranscriptsWorker:
         records = self._read()
         if self._failed():
             return
-        if self._waiting_for == _FOR_THE_STATE:
-            self._restore()
         if self._waiting_for:
+            # What came is from before partitions moved, and comes again once it is known from where on.
+            if self._waiting_for == _FOR_THE_STATE:
+                self._restore()
             return
         now_ms, wall_ms = self._clock_ms(), self._clock_wall_ms()
         sent: list[Outgoing] = []
@@ -203,14 +204,19 @@ class TranscriptsWorker:
         if error.code() == KafkaError._PARTITION_EOF:
             self._partitions.reach_the_end(*place, message.offset() or 0)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._metrics.records_lost()
-            log.error("%s [%d]: records were deleted before they were read: %s", *place, error.str())
-            with clients.failures(place[0]):
-                self._partitions.skip_to(place, beginning(self._consumer, place))
-            self._consumer.assign(self._partitions.positions)
+            self._skip_to_what_is_left(place, error)
         else:
             self.health.on_read_error(error, topic=message.topic())
         return None
+
+    def _skip_to_what_is_left(self, place: Place, error: KafkaError) -> None:
+        if self._waiting_for or place not in self._partitions.places:
+            return  # of a position that counts no more
+        self._metrics.records_lost()
+        log.error("%s [%d]: records were deleted before they were read: %s", *place, error.str())
+        with clients.failures(place[0]):
+            self._partitions.skip_to(place, beginning(self._consumer, place))
+        self._consumer.assign(self._partitions.positions)
 
     def _observe(self) -> None:
         self.health.look(self._consumer, _ASK_S)
@@ -233,7 +239,8 @@ class TranscriptsWorker:
     def _forget_the_state(self) -> None:
         self._stop_restoring()
         self._waiting_for = _FOR_THE_STATE
-        self._consumer.pause(self._partitions.positions)
+        # Nothing is read before it is known from where on.
+        self._consumer.assign([])
 
     def _restore(self) -> None:
         """Read on in the changelog; once all is known, in the topics."""
@@ -256,7 +263,6 @@ class TranscriptsWorker:
         self._stop_restoring()
         self._waiting_for = ""
         self._consumer.assign(self._partitions.positions)
-        self._consumer.resume(self._partitions.positions)
         log.info("streams: %d, of partitions %s", len(self.desk.streams), self._partitions.numbers)
 
     def _stop_restoring(self) -> None:
@@ -275,7 +281,7 @@ class TranscriptsWorker:
 
     # The group's callbacks, which the client runs inside of a poll.
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = {(each.topic, each.partition) for each in partitions}
         mine = sorted({partition for _, partition in places})
         if places != {(topic, partition) for topic in self._handlers for partition in mine}:
@@ -286,8 +292,6 @@ class TranscriptsWorker:
                 )
             )
         self._partitions.begin(dict.fromkeys(places, 0))
-        consumer.assign(self._partitions.positions)
-        # Nothing is read before it is known from where on.
         self._forget_the_state()
 
     def _on_revoke(self, consumer: Consumer, _partitions: list[TopicPartition]) -> None:

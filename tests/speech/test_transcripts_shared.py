@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from pipeline import clients
@@ -305,3 +305,22 @@ def test_a_member_without_partitions_is_a_spare_and_ready(settings: EnsembleSett
     spares = [crew.start(name) for name in ("a", "b", "c", "d", "e")]
     eventually(lambda: all(each.not_ready() is None for each in spares))
     assert sorted(len(each._partitions.numbers) for each in spares) == [0, 1, 1, 1, 1]
+
+
+def test_what_was_read_and_then_deleted_is_not_lost(settings: EnsembleSettings, crew: Crew) -> None:
+    """The group's offsets are the first that is asked for, also of partitions that begin behind 0."""
+    feed = settings.speech_topic_names.speech
+    ensemble = Ensemble(settings)
+    crew.start("a")
+    say_all(settings, {}, ensemble)
+    ensemble.until(lambda: len(ensemble.whole()) == STREAMS)
+    crew.stop("a")
+    admin = clients.admin(settings.kafka.client_settings())
+    read = [TopicPartition(feed, number, OFFSET_END) for number in range(PARTITIONS)]
+    for each in admin.delete_records(read).values():
+        each.result(WAIT_S)
+    labels = {"ensemble": "shared", "stage": "transcripts"}
+    for _ in range(3):
+        registry = crew.start("a")._metrics._worker.registry
+        crew.stop("a")
+        assert registry.get_sample_value("penstock_records_lost_total", labels) == 0

@@ -58,7 +58,6 @@ class Rig:
         self.offsets: dict[int, int] = {}
         self.beginnings: dict[tuple[str, int], int] = {}
         self.asked: Counter[tuple[str, int]] = Counter()
-        self.paused: set[tuple[str, int]] = set()
         self.most: list[int] = []
         self.unreadable = 0
         self.rest_s = 0.25
@@ -147,12 +146,6 @@ class Rig:
 
     def unassign(self) -> None:
         self.assigned = []
-
-    def pause(self, places: list[TopicPartition]) -> None:
-        self.paused |= {(each.topic, each.partition) for each in places}
-
-    def resume(self, places: list[TopicPartition]) -> None:
-        self.paused -= {(each.topic, each.partition) for each in places}
 
     def list_topics(self, *_: object, **__: object) -> None:
         raise KafkaException(KafkaError(KafkaError._TRANSPORT))
@@ -245,12 +238,11 @@ def test_what_failed_to_arrive_is_read_and_said_again(monkeypatch: pytest.Monkey
     rig.say("a", event("a", "0", 2, "good morning all"))
     rig.turn()
     assert rig.worker.not_ready() == "reading the state of its streams"
-    assert rig.paused == {(topic, 0) for topic in TOPICS}
+    assert rig.assigned == [], "nothing is read meanwhile"
     assert len(rig.sent()) == 1, "nothing that came meanwhile counts"
     rig.is_ready = True
     rig.turn()
     assert rig.worker.not_ready() is None
-    assert not rig.paused
     assert (FEED, 0, lost.offset()) in rig.assigned
     rig.waiting = [lost]
     rig.turn()
@@ -309,6 +301,7 @@ def test_partitions_that_go_take_their_streams_with_them(monkeypatch: pytest.Mon
     rig.turn()
     assert rig.let_go_count == 1
     assert [*rig.desk.streams] == ["a"]
+    assert rig.desk.counts["changed"] == 2, "what was read before the state comes again"
     rig.waiting = [again]
     rig.turn()
     assert rig.sent() == [b"a", b"b", b"a"]
@@ -405,14 +398,30 @@ def test_a_record_that_comes_again_is_passed_over(monkeypatch: pytest.MonkeyPatc
 def test_a_feed_that_was_deleted_unread_goes_on_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
     rig.offsets[0] = rig.beginnings[FEED, 0] = 500
+    rig.reach_the_end()
+    rig.turn()
     rig.waiting = [FakeMessage(FEED, 0, 0, code=KafkaError._AUTO_OFFSET_RESET)]
     rig.turn()
     assert (FEED, 0, 500) in rig.assigned
+    assert not rig.worker._partitions.is_quiet(0, lambda _: 0), "its end is not known"
     rig.say("a", event("a", "0", 0, "good"))
     rig.turn()
     assert rig.sent() == [b"a"]
     labels = {"ensemble": "talk", "stage": "transcripts"}
     assert rig.metrics.registry.get_sample_value("penstock_records_lost_total", labels) == 1
+
+
+def test_what_is_not_read_yet_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that a client still had from before is none of those that the group goes on with."""
+    rig = Rig(monkeypatch)
+    rig.assign_to_it(0)
+    rig.waiting = [FakeMessage(FEED, 0, 0, code=KafkaError._AUTO_OFFSET_RESET)]
+    rig.turn()
+    rig.waiting = [FakeMessage(FEED, 1, 0, code=KafkaError._AUTO_OFFSET_RESET)]
+    rig.turn()
+    assert rig.worker.not_ready() is None
+    labels = {"ensemble": "talk", "stage": "transcripts"}
+    assert rig.metrics.registry.get_sample_value("penstock_records_lost_total", labels) == 0
 
 
 def test_results_at_another_member_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
