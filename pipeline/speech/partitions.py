@@ -45,15 +45,19 @@ class Partitions:
     def hear(self, source: Source) -> bool:
         """Whether a record is this member's to hear now. Where partitions moved between two reads it may be another's,
         or come again."""
-        place = source.topic, source.partition
-        expected = self._next.get(place)
-        if expected is None or source.offset < expected:
+        if not self.is_ahead(source):
             return False
+        place = source.topic, source.partition
         self._next[place] = source.offset + 1
         self._to_commit.add(place)
         if source.topic == self._feed:
             self._ends.pop(source.partition, None)
         return True
+
+    def is_ahead(self, source: Source) -> bool:
+        """Whether a record is this member's and still to be heard."""
+        expected = self._next.get((source.topic, source.partition))
+        return expected is not None and source.offset >= expected
 
     def skip_to(self, place: Place, offset: int) -> None:
         """What is before it is not there any more; nor is the end where it was, if the topic was made anew."""

@@ -87,7 +87,7 @@ class TranscriptsWorker:
         self._waiting_for = _FOR_TRANSACTIONS
         self._restoring: ChangelogReader | None = None
         self._most = _MAX_BATCH
-        # Records of which the desk raised what nobody foresaw.
+        # Records of which the desk raised what nobody foresaw, until they are done with.
         self._poison: dict[Source, str] = {}
         self._tick_due_ms = 0.0
         self._tell_due_ms = 0.0
@@ -155,7 +155,7 @@ class TranscriptsWorker:
     def _handle(self, record: InputRecord, *, now_s: float, now_ms: float) -> list[Outgoing] | None:
         """What follows from a record. None where the desk fails of it: then nobody knows what is in its state, which is
         read anew, and the record is a dead letter next time."""
-        if (why := self._poison.pop(record.source, None)) is not None:
+        if (why := self._poison.get(record.source)) is not None:
             is_feed = record.source.topic == self._feed
             return [self.desk.refuse(record, BadRecord(Reason.STAGE_FAILED, why))] if is_feed else []
         try:
@@ -180,6 +180,7 @@ class TranscriptsWorker:
             self._forget_the_state()
         else:
             self._partitions.committed()
+            self._poison = {each: why for each, why in self._poison.items() if self._partitions.is_ahead(each)}
             self._sleep(self._delivery.rest_s if done else 0.0)
             self._most = min(_MAX_BATCH, 2 * self._most)
 

@@ -346,8 +346,7 @@ def test_whatever_is_written_is_checked_by_the_group(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(monkeypatch)
+def poisoned(rig: Rig) -> None:
     hear = rig.worker._handlers[FEED]
 
     def fail_of_poison(record: Any, **now: float) -> Any:
@@ -356,6 +355,11 @@ def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.Monke
         return hear(record, **now)
 
     rig.worker._handlers[FEED] = fail_of_poison
+
+
+def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    poisoned(rig)
     all_of_it = [
         rig.say("a", event("a", "0", 0, "good")),
         rig.say("a", b"poison"),
@@ -375,6 +379,25 @@ def test_a_record_that_nobody_foresaw_is_a_dead_letter(monkeypatch: pytest.Monke
     )
     assert rig.desk.streams["a"].utterances["0"].newest.revision == 1
     assert rig.worker.live()
+
+
+def test_each_record_that_nobody_foresaw_costs_one_look_at_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    poisoned(rig)
+    all_of_it = [rig.say("a", b"poison") for _ in range(8)]
+    for _ in all_of_it:
+        rig.waiting = [*all_of_it]
+        rig.turn()
+        assert rig.worker.not_ready() == "reading the state of its streams"
+        rig.turn()
+    rig.waiting = [*all_of_it]
+    rig.failing = 1
+    rig.turn()
+    rig.turn()
+    rig.waiting = [*all_of_it]
+    rig.turn()
+    assert len(rig.delivered[-1].sent) == len(all_of_it)
+    assert not rig.worker._poison, "they are done with"
 
 
 def test_after_a_delivery_records_gather(monkeypatch: pytest.MonkeyPatch) -> None:
