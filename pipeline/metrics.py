@@ -106,6 +106,7 @@ class StageMetrics:
         self._tokens_by_topic: dict[str, int] = {}
         self._paused_by_topic: dict[str, bool] = {}
         self._told: Counts[str] = Counts()
+        self._told_refused: Counts[Reason] = Counts()
         for reason in Reason:
             worker.dead_letters.labels(*labels, reason)
         worker.triton.declare(stage)
@@ -204,11 +205,16 @@ class StageMetrics:
         if watermark is not None and end >= 0:
             self._worker.consumer_lag.labels(*labels).set(max(0, end - watermark))
 
-    def speech(self, counts: Mapping[str, int], *, streams: int) -> None:
-        """What became of events since this process began, by outcome, and how many streams it knows now."""
+    def speech(self, counts: Mapping[str, int], refused: Mapping[Reason, int], *, streams: int) -> None:
+        """What became of events since this process began, by outcome; its dead letters, by reason; and how many streams
+        it knows now."""
         for outcome, count in counts.items():
             self._worker.speech_events.labels(self._worker.ensemble, outcome).inc(count - self._told[outcome])
+        for reason, count in refused.items():
+            for _ in range(count - self._told_refused[reason]):
+                self.dead_letter(reason)
         self._told = Counts(counts)
+        self._told_refused = Counts(refused)
         self._worker.speech_streams.labels(self._worker.ensemble).set(streams)
 
     def forget(self, topic: str, partition: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.letters import letter_of
-from schemas.errors import BadRecord
+from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Feed
 from schemas.headers import CLOUDEVENTS_ID, read_cause
 from schemas.records import Headers, InputRecord, OutputRecord
@@ -86,10 +86,11 @@ def without_superseded(outgoing: Sequence[Outgoing]) -> list[Outgoing]:
 
 
 class Desk:
-    """All state of one process. `counts` counts what became of the events."""
+    """All state of one process. `counts` counts what became of the events, `refused` dead letters."""
 
     def __init__(self, settings: EnsembleSettings) -> None:
         self.counts: Counter[str] = Counter()
+        self.refused: Counter[Reason] = Counter()
         self._settings = settings
         self._speech = settings.speech_or_default
         self._streams: dict[str, Stream] = {}
@@ -194,7 +195,7 @@ class Desk:
     def refuse(self, record: InputRecord, error: BadRecord) -> Outgoing:
         """The dead letter of a record."""
         log.warning("dead letter: %s: %.4000s", record.source, error)
-        self.counts[f"dead letter: {error.reason}"] += 1
+        self.refused[error.reason] += 1
         return Outgoing(record.source.partition, letter_of(record, error, self._settings))
 
     def tick(self, *, now_s: float, now_ms: float, quiet: Callable[[int], bool]) -> list[Outgoing]:

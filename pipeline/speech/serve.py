@@ -64,7 +64,8 @@ def serve_transcripts(
                 worker = transcripts_worker(settings, metrics, name=instance.name, embedded=embedded)
                 state.workers = [worker]
                 worker.run(state.stop.is_set)
-                counts = sorted(worker.desk.counts.items())
+                refused = {f"dead letter: {reason}": count for reason, count in worker.desk.refused.items()}
+                counts = sorted([*worker.desk.counts.items(), *refused.items()])
                 log.info("stopped: %s", ", ".join(f"{name} {count}" for name, count in counts) or "idle")
         finally:
             http.close()

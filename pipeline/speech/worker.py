@@ -90,7 +90,8 @@ class TranscriptsWorker:
         # Records of which the desk raised what nobody foresaw, until they are done with.
         self._poison: dict[Source, str] = {}
         self._tick_due_ms = 0.0
-        self._tell_due_ms = 0.0
+        # Not of a start, which waits for a moment always.
+        self._tell_due_ms = clock_ms() + _TELL_EVERY_MS
 
     def live(self) -> bool:
         """Whether the polling thread still comes round."""
@@ -221,7 +222,7 @@ class TranscriptsWorker:
 
     def _observe(self) -> None:
         self.health.look(self._consumer, _ASK_S)
-        self._metrics.speech(self.desk.counts, streams=len(self.desk.streams))
+        self._metrics.speech(self.desk.counts, self.desk.refused, streams=len(self.desk.streams))
         for each in self._partitions.positions:
             _, end = self._consumer.get_watermark_offsets(each, cached=True)
             self._metrics.lag(each.topic, each.partition, end, each.offset, 0)
@@ -257,7 +258,7 @@ class TranscriptsWorker:
             if not self._restoring.read(_POLL_S):
                 return
         except KafkaException as err:
-            self._tell(f"the state can't be read, it is tried again: {err.args[0].str()}")
+            self._tell(f"the group's offsets and {self._changelog} can't be read yet: {err.args[0].str()}")
             self._stop_restoring()
             return
         self.desk.load(self._restoring.kept.items(), self._clock_ms() / 1e3)

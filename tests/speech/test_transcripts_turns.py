@@ -465,6 +465,7 @@ def test_what_becomes_of_events_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
         return rig.metrics.registry.get_sample_value(name, {"ensemble": "talk", **labels})
 
     assert sample("penstock_speech_streams") == 1
+    assert sample("penstock_dead_letters_total", stage="transcripts", reason="not_json") == 1
     assert sample("penstock_speech_events_total", outcome="changed") == 1
     assert sample("penstock_speech_events_total", outcome="unchanged") == 1
     for topic in TOPICS:
