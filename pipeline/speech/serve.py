@@ -112,6 +112,12 @@ def transcripts_worker(
     return TranscriptsWorker(settings, connect=connect, deliver=deliver, metrics=stage)
 
 
+def consumer_settings(said: ClientSettings, *, embedded: bool) -> ClientSettings:
+    """A member's, from those that the file says for the stages' consumers."""
+    kept = {name: value for name, value in said.items() if name not in _OF_THE_NEW_PROTOCOL}
+    return (_EMBEDDED if embedded else {}) | kept | _OWNED
+
+
 def _prepare(settings: EnsembleSettings, admin: AdminClient) -> bool:
     """Make the topics that are missing; whether the broker is an embedded one."""
     wanted = [*_ensemble_topics(settings), *speech_topics(settings)]
@@ -125,9 +131,3 @@ def _ensemble_topics(settings: EnsembleSettings) -> list[WantedTopic]:
     names = settings.topic_names
     mine = (names.requests, names.results, names.dead_letters)
     return [topic for topic in wanted_topics(settings, fused=True) if topic.name in mine]
-
-
-def consumer_settings(said: ClientSettings, *, embedded: bool) -> ClientSettings:
-    """A member's, from those that the file says for the stages' consumers."""
-    kept = {name: value for name, value in said.items() if name not in _OF_THE_NEW_PROTOCOL}
-    return (_EMBEDDED if embedded else {}) | kept | _OWNED

@@ -278,6 +278,18 @@ def test_a_state_that_cannot_be_read_is_tried_again(monkeypatch: pytest.MonkeyPa
     assert rig.sent() == [b"a"]
 
 
+def test_what_is_awaited_is_told_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(monkeypatch)
+    rig.unreadable = 100
+    rig.assign_to_it(0)
+    for second in range(25):
+        rig.turn(second)
+    awaited = "the group's offsets and talk.transcripts-streams-changelog can't be read yet: Local: Timed out"
+    assert caplog.messages == [awaited, awaited]
+
+
 def test_partitions_that_go_take_their_streams_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
     rig.assign_to_it(0, 1)
