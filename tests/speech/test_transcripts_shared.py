@@ -308,7 +308,8 @@ def test_a_member_without_partitions_is_a_spare_and_ready(settings: EnsembleSett
 
 
 def test_what_was_read_and_then_deleted_is_not_lost(settings: EnsembleSettings, crew: Crew) -> None:
-    """The group's offsets are the first that is asked for, also of partitions that begin behind 0."""
+    """Also partitions that begin behind 0 are read from the group's offsets on, and from nowhere else before. (One
+    that did counted records as lost at 2 to 8 of 10 starts.)"""
     feed = settings.speech_topic_names.speech
     ensemble = Ensemble(settings)
     crew.start("a")
@@ -320,7 +321,7 @@ def test_what_was_read_and_then_deleted_is_not_lost(settings: EnsembleSettings, 
     for each in admin.delete_records(read).values():
         each.result(WAIT_S)
     labels = {"ensemble": "shared", "stage": "transcripts"}
-    for _ in range(3):
+    for _ in range(5):
         registry = crew.start("a")._metrics._worker.registry
         crew.stop("a")
         assert registry.get_sample_value("penstock_records_lost_total", labels) == 0

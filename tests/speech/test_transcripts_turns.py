@@ -270,6 +270,7 @@ def test_a_state_that_cannot_be_read_is_tried_again(monkeypatch: pytest.MonkeyPa
     early = rig.say("a", event("a", "0", 0, "good"))
     rig.turn()
     assert rig.worker.not_ready() == "reading the state of its streams"
+    assert rig.assigned == [], "nothing is read before it is known from where on"
     rig.turn()
     assert rig.worker.not_ready() is None
     assert {(topic, partition) for topic, partition, _ in rig.assigned} == {(t, p) for t in TOPICS for p in (0, 1)}
