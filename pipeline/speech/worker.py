@@ -183,7 +183,7 @@ class TranscriptsWorker:
             self._partitions.committed()
             self._poison = {each: why for each, why in self._poison.items() if self._partitions.is_ahead(each)}
             self._sleep(self._delivery.rest_s if done else 0.0)
-            self._most = min(_MAX_BATCH, 2 * self._most)
+            self._most = min(_MAX_BATCH, self._most + self._most // 8 + 1)
 
     def _changes(self, writes: Iterable[Write]) -> list[Outgoing]:
         return [Outgoing(each.partition, OutputRecord(self._changelog, each.key, each.value, [])) for each in writes]

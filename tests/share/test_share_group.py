@@ -95,7 +95,7 @@ def test_packs_of_a_worker_that_fails_are_answered_by_others(settings: MakeSetti
     assert all_answered(made, 4) == Counter(range(4))
     assert sorted(second.seen) == [0, 1, 2, 3]
     assert "broken" in str(first.error)
-    assert first.worker.not_ready() == "failed: broken"
+    assert first.worker.not_ready() == "failed: RuntimeError: broken"
     assert not first.worker.live()
 
 
