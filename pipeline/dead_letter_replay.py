@@ -1,6 +1,6 @@
-"""`penstock dead-letters replay`: dead letters become requests again, in their original partition.
+"""`penstock dead-letters replay`: dead letters become requests, or events of speech, again, where they were.
 
-At least once: an offset is noted as replayed when the request that was made of it has arrived. It is noted in the
+At least once: an offset is noted as replayed when what was made of it has arrived. It is noted in the
 committed offsets of the group `<ensemble>.dead-letters-replay`, which nobody joins, so that no later replay sends it
 again unless it is told to.
 """
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 from pipeline.dead_letter_box import DeadLetter, Wanted, letters, letters_at, open_box
 from pipeline.errors import WorkerFailure
 from pipeline.exit_codes import EXIT_FAILED
-from pipeline.reach import existing_partitions
+from pipeline.reach import existing_partitions, reach_broker
 from pipeline.replayed_offsets import MOST_RANGES, ReplayedOffsets
 from pipeline.sending import Sending
 from pipeline.settings import EnsembleSettings
 from pipeline.topic_reader import TopicReader
+from pipeline.topics import broker_metadata
 from schemas.headers import with_attempt
 from schemas.records import Source
 
@@ -29,11 +29,8 @@ from schemas.records import Source
 _LAST_WAIT_S = 5.0
 
 
-class Requests(NamedTuple):
-    """Where replayed dead letters go."""
-
-    topic: str
-    partitions: Collection[int]
+# Where dead letters may go: topics that are read from outside, and the partitions of each.
+Destinations = Mapping[str, Collection[int]]
 
 
 def replay_dead_letters(
@@ -51,10 +48,10 @@ def replay_dead_letters(
     1 where one that was named can't be replayed. Raises UserError, WorkerFailure.
     """
     names = settings.topic_names
-    requests = Requests(names.requests, existing_partitions(settings.kafka, names.requests))
+    destinations = _destinations(settings)
     with open_box(settings, group=f"{settings.name}.dead-letters-replay") as reader:
         named = letters_at(reader, places)
-        replay = _Replay(settings, reader, requests, max_attempts=max_attempts, most=count, dry_run=dry_run)
+        replay = _Replay(settings, reader, destinations, max_attempts=max_attempts, most=count, dry_run=dry_run)
         try:
             if places:
                 for letter in named:
@@ -69,20 +66,33 @@ def replay_dead_letters(
     return EXIT_FAILED if places and replay.skipped else 0
 
 
-def why_not(letter: DeadLetter, requests: Requests, max_attempts: int) -> str | None:
-    """Why a dead letter can't become a request again. None where it can."""
-    source = letter.cause and letter.cause.source
+def why_not(letter: DeadLetter, destinations: Destinations, max_attempts: int) -> str | None:
+    """Why a dead letter can't be sent again. None where it can."""
+    source = None if letter.cause is None else letter.cause.source
     if source is None:
         return "no header says where the original was"
-    if source.topic != requests.topic:
-        return f"the original was in {source.topic}, and only what was in {requests.topic} can be sent again"
-    if source.partition not in requests.partitions:
-        return f"{requests.topic} has no partition {source.partition}"
+    if source.topic not in destinations:
+        allowed = " or ".join(destinations)
+        return f"the original was in {source.topic}, and only what was in {allowed} can be sent again"
+    if source.partition not in destinations[source.topic]:
+        return f"{source.topic} has no partition {source.partition}"
     if letter.record.value is None:
         return "it has no value: the original had none, or it was left out"
     if letter.attempt >= max_attempts:
         return f"it has been sent {letter.attempt} times, --max-attempts are {max_attempts}"
     return None
+
+
+def _destinations(settings: EnsembleSettings) -> Destinations:
+    """The requests, and where the broker has them, those of other lanes and the feed of speech. Raises UserError."""
+    requests = settings.topic_names.requests
+    destinations = {requests: existing_partitions(settings.kafka, requests)}
+    there = broker_metadata(reach_broker(settings.kafka)).topics
+    lanes = [lane.topic_names.requests for lane in settings.other_lanes().values()]
+    for topic in (*lanes, settings.speech_topic_names.speech):
+        if topic in there and there[topic].error is None:
+            destinations[topic] = sorted(there[topic].partitions)
+    return destinations
 
 
 class _Replay:
@@ -92,14 +102,14 @@ class _Replay:
         self,
         settings: EnsembleSettings,
         reader: TopicReader,
-        requests: Requests,
+        destinations: Destinations,
         *,
         max_attempts: int,
         most: int | None,
         dry_run: bool,
     ) -> None:
         self._reader = reader
-        self._requests = requests
+        self._destinations = destinations
         self._max_attempts = max_attempts
         self._most = most
         self._dry_run = dry_run
@@ -110,6 +120,8 @@ class _Replay:
         # Partition, first offset and the one after the last of what has arrived or is passed for good since the commit.
         self._done: list[tuple[int, int, int]] = []
         self._taken = 0
+        # By topic; with dry_run, what would be.
+        self._replayed_to: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
 
     @property
@@ -145,20 +157,21 @@ class _Replay:
 
     def take(self, letter: DeadLetter, *, start: int, passed_for_good: bool) -> None:
         """Send it, or count why not. One that is `passed_for_good` is not looked at again by the next replay of all."""
-        partition = letter.record.source.partition
-        note = partial(self._done.append, (partition, start, letter.offset + 1))
-        reason = why_not(letter, self._requests, self._max_attempts)
+        noted = letter.record.source.partition, start, letter.offset + 1
+        reason = why_not(letter, self._destinations, self._max_attempts)
         if reason is not None:
             self._reasons[reason] += 1
             self._tell(letter, f"skipped: {reason}")
             if passed_for_good:
-                note()
+                self._done.append(noted)
             return
         self._taken += 1
         source = _source(letter)
         attempt = letter.attempt + 1
         self._tell(letter, f"to {source.topic}/{source.partition}, attempt {attempt}")
-        if not self._dry_run:
+        if self._dry_run:
+            self._replayed_to[source.topic] += 1
+        else:
             self._sending.send(
                 source.topic,
                 letter.record.value,
@@ -166,7 +179,7 @@ class _Replay:
                 name=letter.place,
                 partition=source.partition,
                 headers=with_attempt(letter.original_headers, attempt),
-                on_delivered=note,
+                on_delivered=partial(self._arrived, source.topic, noted),
             )
 
     def settle(self) -> None:
@@ -180,8 +193,10 @@ class _Replay:
             self._sending.wait(_LAST_WAIT_S)
             self._commit()
         topic = self._reader.topic
-        done = f"{self._taken} would be" if self._dry_run else f"{self._sending.delivered}"
-        _say(f"{topic}: {done} replayed to {self._requests.topic}")
+        would_be = " would be" if self._dry_run else ""
+        for place, destination in enumerate(self._destinations):
+            if place == 0 or self._replayed_to[destination]:
+                _say(f"{topic}: {self._replayed_to[destination]}{would_be} replayed to {destination}")
         for reason, times in self._reasons.most_common():
             _say(f"{topic}: {times} skipped: {reason}")
         forgotten = sum(each.forgotten for each in self._replayed.values())
@@ -190,6 +205,10 @@ class _Replay:
                 f"{topic}: {forgotten} ranges of what was replayed are not remembered (at most {MOST_RANGES} a "
                 "partition): the next replay sends them again"
             )
+
+    def _arrived(self, destination: str, noted: tuple[int, int, int]) -> None:
+        self._replayed_to[destination] += 1
+        self._done.append(noted)
 
     def _committed(self) -> dict[int, ReplayedOffsets]:
         committed = self._reader.committed()

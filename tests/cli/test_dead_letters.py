@@ -254,6 +254,32 @@ def test_what_can_not_be_replayed_is_counted_with_its_reason(box: Box, letters: 
     ]
 
 
+def test_events_of_speech_and_requests_of_lanes_go_where_they_were(
+    kafka: BrokerProcess, ensemble: WriteEnsemble, penstock: Penstock, letters: Penstock
+) -> None:
+    file = ensemble(bootstrap=kafka.bootstrap, speech={}, batching={"lanes": {"fast": 8, "bulk": 1}})
+    file, topics = made(file, kafka.bootstrap, penstock)
+    name = f"penstock: {topics.ensemble}.dead-letters:"
+    topics.bury(b"heard", of="speech", stage="transcripts", reason=Reason.BAD_EVENT, partition=1, key=b"call-7")
+    topics.bury(b"later", of="requests.bulk")
+    rows = letters("list", file, "--stage", "transcripts").out.splitlines()
+    assert [row.split("\t")[4] for row in rows] == [f"{topics.ensemble}.speech/1/0"]
+    assert letters("replay", file, "--dry-run").lines == [
+        f"{name} 0 would be replayed to {topics.ensemble}.requests",
+        f"{name} 1 would be replayed to {topics.ensemble}.requests.bulk",
+        f"{name} 1 would be replayed to {topics.ensemble}.speech",
+    ]
+    assert letters("replay", file, "--stage", "transcripts").lines == [
+        f"{name} 0 replayed to {topics.ensemble}.requests",
+        f"{name} 1 replayed to {topics.ensemble}.speech",
+    ]
+    assert letters("replay", file).code == 0
+    (heard,) = topics.read("speech")
+    assert (heard.key(), heard.value(), heard.partition()) == (b"call-7", b"heard", 1)
+    assert heard.headers() == [("penstock.attempt", b"2")]
+    assert (topics.values("requests.bulk"), topics.values("requests")) == ([b"later"], [])
+
+
 def test_one_that_was_named_and_is_skipped_is_a_failure(box: Box, letters: Penstock) -> None:
     file, topics = box
     topics.bury(b"again", headers=[("penstock.attempt", b"3")])
