@@ -299,15 +299,17 @@ class Desk:
         for effect in effects:
             match effect:
                 case Ask():
+                    self.counts["asked"] += 1
                     outgoing.append(self._request(stream, effect, now_ms))
                 case Tell():
+                    self.counts["annotated"] += 1
                     values = [encode_utterance(stream.stream_id, effect.utterance)]
                     outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
                 case TellAll():
+                    self.counts["ended"] += 1
                     values = encode_transcript(stream.stream_id, effect.ended_by, effect.utterances)
                     outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
                     self._heard_s[stream.stream_id] = now_s
-            self.counts[type(effect).__name__] += 1
         return outgoing
 
     def _request(self, stream: Stream, ask: Ask, now_ms: float) -> Outgoing:

@@ -66,7 +66,7 @@ def serve_transcripts(
                 worker.run(state.stop.is_set)
                 refused = {f"dead letter: {reason}": count for reason, count in worker.desk.refused.items()}
                 counts = sorted([*worker.desk.counts.items(), *refused.items()])
-                log.info("stopped: %s", ", ".join(f"{name} {count}" for name, count in counts) or "idle")
+                log.info("stopped: %s", ", ".join(f"{name} {count}" for name, count in counts if count) or "idle")
         finally:
             http.close()
             instance.release()

@@ -481,5 +481,6 @@ def test_what_becomes_of_events_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample("penstock_dead_letters_total", stage="transcripts", reason="not_json") == 1
     assert sample("penstock_speech_events_total", outcome="changed") == 1
     assert sample("penstock_speech_events_total", outcome="unchanged") == 1
+    assert sample("penstock_speech_events_total", outcome="asked") == 1
     for topic in TOPICS:
         assert sample("penstock_consumer_lag", stage="transcripts", topic=topic, partition="0") == 0
