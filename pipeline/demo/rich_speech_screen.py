@@ -15,6 +15,8 @@ from pipeline.demo.speech_screen import Heard, summary_rows
 # Rows of a table that is drawn anew several times a second.
 _MOST_STREAMS = 12
 _DRAWN_PER_S = 8
+# On a terminal of fewer columns what the models say is below the transcript and not beside it.
+_WIDE_COLUMNS = 72
 # Of what was said in a stream before.
 _SAID_CHARACTERS = 400
 
@@ -63,10 +65,12 @@ class RichSpeechScreen(RichScreen):
         self._console.print(summary.verdict, style="bold green" if summary.good else "bold red")
 
     def _table(self) -> Table:
+        is_wide = self._console.width >= _WIDE_COLUMNS
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
         table.add_column("stream", no_wrap=True, style="bold")
         table.add_column("transcript", ratio=1)
-        table.add_column("models", style="cyan", no_wrap=True, max_width=44)
+        if is_wide:
+            table.add_column("models", style="cyan", no_wrap=True, max_width=44)
         table.add_column("ms", justify="right", no_wrap=True)
         for stream, heard in self._now.items():
             text = self._said.get(stream, Text()).copy()
@@ -74,7 +78,9 @@ class RichSpeechScreen(RichScreen):
                 for word, is_revised in heard.words:
                     text.append(word, "bold yellow" if is_revised else "dim")
                     text.append(" ")
-            table.add_row(stream, text, Text(heard.outputs), f"{heard.ms:.0f}")
+            outputs = Text(heard.outputs, "cyan")
+            told = [text, outputs] if is_wide else [Text("\n").join([text, outputs])]
+            table.add_row(stream, *told, f"{heard.ms:.0f}")
         if self._others:
             table.caption = f"and {len(self._others)} other streams"
         return table

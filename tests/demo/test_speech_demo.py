@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from pipeline.demo import speech_run
 from pipeline.demo.processes import DemoStopped
 from pipeline.demo.recorded_speech import read_recording, speech
+from pipeline.demo.rich_speech_screen import RichSpeechScreen
 from pipeline.demo.speech_ledger import SpeechLedger
 from pipeline.demo.speech_run import announced
-from pipeline.demo.speech_screen import Revisions, revised, starred
+from pipeline.demo.speech_screen import Heard, Revisions, revised, starred
 from schemas.speech import EndOfStream, SpeechEvent
 
 
@@ -33,6 +36,20 @@ def test_each_speaker_says_whole_utterances_and_then_ends() -> None:
             own = [event for event in spoken if event.utterance_id == utterance]
             assert [event.revision for event in own] == list(range(len(own)))
             assert [event.is_final for event in own] == [False] * (len(own) - 1) + [True]
+
+
+@pytest.mark.parametrize("width", [50, 100])
+def test_on_a_narrow_terminal_what_models_say_is_below(width: int) -> None:
+    out = io.StringIO()
+    screen = RichSpeechScreen(Console(file=out, width=width, force_terminal=True, color_system=None))
+    words = [(word, False) for word in ["Had", "he", "married", "a", "more", "amiable", "woman."]]
+    screen.heard(Heard("speaker-3", "0", False, words, "sentiment NEGATIVE 0.61", 21.4))
+    screen.__exit__(None, None, None)
+    lines = out.getvalue().splitlines()
+    assert any("Had he married a more" in line for line in lines)
+    assert any("21" in line and "speaker-3" in line for line in lines)
+    (told,) = {line.strip() for line in lines if "sentiment NEGATIVE 0.61" in line}
+    assert told.startswith("speaker-3   Had he married") == (width == 100)
 
 
 def test_one_person_is_no_people() -> None:
