@@ -127,7 +127,7 @@ def replay(
     dry_run: DryRun = False,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Send dead letters again, as the requests, or events of speech, that they were.
+    """Send dead letters again, as the records that they were.
 
     Each goes to its original partition with its key, value and headers, and a header penstock.attempt that counts.
     What was replayed before is not sent again, unless it is named or --from-beginning is given. Dead letters without a
