@@ -157,7 +157,7 @@ class ShareWorker:
         deadline = Deadline(self._drain_timeout_s, clock=lambda: self._clock_ms() / 1e3)
         if self._failed():
             self._delivery.stop()
-        log.info("draining %d records, for at most %g s", len(self._in_flight), self._drain_timeout_s)
+        log.info("%s: draining %d records, for at most %g s", self._topic, len(self._in_flight), self._drain_timeout_s)
         self._accept_arrivals()
         while self._in_flight and not self._failed() and not deadline.expired:
             self.health.polled()
@@ -167,7 +167,7 @@ class ShareWorker:
         self._delivery.release(each.unit.line for each in self._in_flight.values())
         left = len(self._in_flight)
         if not returns_within(deadline.remaining_s() + _LEAVE_GRACE_S, self._leave):
-            log.warning("the broker does not answer: left without a good-bye")
+            log.warning("%s: the broker does not answer: left without a good-bye", self._topic)
         self._delivery.close(deadline)
         for partition in self._partitions:
             self._metrics.forget(self._topic, partition)

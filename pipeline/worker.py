@@ -211,9 +211,14 @@ class Worker:
         deadline = self._deadline()
         if self._failed():
             self._delivery.stop()
-        log.info("draining %d records, for at most %g s", self._assignment.records_in_flight, self._drain_timeout_s)
+        log.info(
+            "%s: draining %d records, for at most %g s",
+            self._topic,
+            self._assignment.records_in_flight,
+            self._drain_timeout_s,
+        )
         if not returns_within(deadline.remaining_s() + _LEAVE_GRACE_S, partial(self._leave, deadline)):
-            log.warning("the broker does not answer: left without a good-bye")
+            log.warning("%s: the broker does not answer: left without a good-bye", self._topic)
         self._delivery.close(deadline)
         if (failure := self.health.failure) is not None:
             raise WorkerFailure(told(failure)) from failure
@@ -294,7 +299,7 @@ class Worker:
         revoked = [each.partition for each in partitions]
         left = self._assignment.hand_over(consumer, revoked, self._deadline(), self._failed)
         if left:
-            log.warning("%d records did not arrive in time: others read them again", left)
+            log.warning("%s: %d records did not arrive in time: others read them again", self._topic, left)
         consumer.incremental_unassign(partitions)
         log.info("revoked %s %s", self._topic, _numbers(partitions))
 

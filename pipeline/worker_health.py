@@ -72,7 +72,7 @@ class WorkerHealth:
         """What a client reports that can be replaced."""
         if error.code() in _AWAY and self.broker_error is None:
             self.broker_error = error.str()
-            log.warning("the broker is away: %s", error.str())
+            log.warning("%s: the broker is away: %s", self._topic, error.str())
 
     def on_read_error(self, error: KafkaError, *, topic: str | None = None) -> None:
         """What came in place of a record, of a topic where it is known."""
@@ -97,7 +97,7 @@ class WorkerHealth:
     def broker_is_back(self) -> None:
         """It has answered."""
         self.broker_error = None
-        log.info("the broker is back")
+        log.info("%s: the broker is back", self._topic)
 
 
 def told(failure: BaseException) -> str:

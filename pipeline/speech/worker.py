@@ -111,7 +111,7 @@ class TranscriptsWorker:
             log.debug("", exc_info=True)
             self.health.fail(err)
         if not returns_within(_LEAVE_S, self._consumer.close):
-            log.warning("the broker does not answer: left without a good-bye")
+            log.warning("%s: the broker does not answer: left without a good-bye", self._feed)
         self._delivery.close()
         if (failure := self.health.failure) is not None:
             raise WorkerFailure(told(failure)) from failure
