@@ -23,7 +23,7 @@ from pipeline.deadline import Deadline
 from pipeline.delivery import PURGED, TOO_LARGE
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
-from pipeline.speech.desk import Outgoing
+from pipeline.speech.outgoing import Outgoing
 from pipeline.transactional_producer import TransactionalProducer, usable_after
 
 log = logging.getLogger("penstock.transcripts")

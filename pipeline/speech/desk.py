@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.letters import letter_of
+from pipeline.speech.outgoing import Outgoing, SpeechRecords
 from schemas.errors import BadRecord, Reason
 from schemas.feeds.tracks import Feed
-from schemas.headers import CLOUDEVENTS_ID, read_cause
-from schemas.records import Headers, InputRecord, OutputRecord
+from schemas.headers import read_cause
+from schemas.records import InputRecord, OutputRecord
 from schemas.speech_feeds import read_events, stream_of
-from schemas.transcripts import encode_transcript, encode_utterance
-from schemas.urgency import EXPIRY_TIME, FINAL, REVISION, UTTERANCE, Unanswered
-from stages.transcript_outputs import transcript_outputs, with_context
+from schemas.urgency import FINAL, REVISION, UTTERANCE, Unanswered
+from stages.transcript_outputs import transcript_outputs
 from stages.transcripts import Answer, Ask, Effect, Head, Stream, Tell, TellAll, Utterance
 
 log = logging.getLogger("penstock.transcripts")
 
 # An annotation is kept with the state and told in one record; embeddings of each token of a long text are larger.
 MAX_OUTPUTS_BYTES = 4 << 20
+# What is counted of what follows from events.
+_OUTCOMES: dict[type[Effect], str] = {Ask: "asked", Tell: "annotated", TellAll: "ended"}
 # Between two looks at what is overdue, the longest wait.
 _LONGEST_RESEND_S = 600.0
 
@@ -41,22 +41,7 @@ _read_head = msgspec.msgpack.Decoder(Head).decode
 _read_utterance = msgspec.msgpack.Decoder(Utterance).decode
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A record to be sent to a partition."""
-
-    partition: int
-    record: OutputRecord
-
-
 _Asked = tuple[str, int, bool]
-
-
-class Write(msgspec.Struct, frozen=True, gc=False):
-    """A piece of state to be kept; None: to be forgotten."""
-
-    partition: int
-    key: bytes
-    value: bytes | None
 
 
 class _Result(msgspec.Struct, gc=False):
@@ -69,22 +54,6 @@ class _Result(msgspec.Struct, gc=False):
 _read_result = msgspec.json.Decoder(_Result).decode
 
 
-def without_superseded(outgoing: Sequence[Outgoing]) -> list[Outgoing]:
-    """Of records that are sent together only those that are still of use: a partial hypothesis is not asked where one
-    of the same utterance follows. After a restart, what was said meanwhile is so read at once."""
-    followed: set[tuple[bytes | None, bytes | None]] = set()
-    kept: list[Outgoing] = []
-    for each in reversed(outgoing):
-        headers = dict(each.record.headers)
-        if FINAL in headers and REVISION in headers and read_cause(each.record.headers) is None:
-            utterance = each.record.key, headers.get(UTTERANCE)
-            if headers[FINAL] != b"true" and utterance in followed:
-                continue
-            followed.add(utterance)
-        kept.append(each)
-    return kept[::-1]
-
-
 class Desk:
     """All state of one process. `counts` counts what became of the events, `refused` dead letters."""
 
@@ -93,12 +62,14 @@ class Desk:
         self.refused: Counter[Reason] = Counter()
         self._settings = settings
         self._speech = settings.speech_or_default
+        self._records = SpeechRecords(settings)
+        self._changelog = settings.speech_topic_names.changelog
         self._streams: dict[str, Stream] = {}
         # Those whose state has changed, and whether more of it than utterances.
         self._touched: dict[str, bool] = {}
         self._new: set[str] = set()
         # Left over by a crash between two writes.
-        self._leftovers: list[Write] = []
+        self._leftovers: list[Outgoing] = []
         self._heard_s: dict[str, float] = {}
         # Of each stream: what must be answered, by utterance, revision and finality; when it is asked again, and after
         # what wait.
@@ -121,9 +92,7 @@ class Desk:
             self._streams[stream_id] = self._stream(head, known)
             self._heard_s[stream_id] = now_s
             if head.done:
-                self._leftovers += [
-                    Write(head.partition, _json([stream_id, each.utterance_id]), None) for each in known
-                ]
+                self._leftovers += [self._write(head.partition, [stream_id, each.utterance_id], None) for each in known]
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -210,7 +179,7 @@ class Desk:
                     del self._streams[stream_id], self._heard_s[stream_id]
                     self._overdue.pop(stream_id, None)
                     self._touched.pop(stream_id, None)
-                    self._leftovers.append(Write(stream.head.partition, _json([stream_id]), None))
+                    self._leftovers.append(self._write(stream.head.partition, [stream_id], None))
                 continue
             may_be_over = stream.head.ended_by is None and silent_s >= self._speech.silence_ms / 1e3
             if may_be_over and quiet(stream.head.partition):
@@ -222,16 +191,16 @@ class Desk:
             log.warning("asked again, as nothing answered: %d utterances", asked)
         return outgoing
 
-    def writes(self) -> list[Write]:
-        """What must be kept now, in this order; call it once what came back before was sent."""
+    def writes(self) -> list[Outgoing]:
+        """Records of the changelog, to be kept now in this order; call it once what came back before was sent."""
         written = self._leftovers
         self._leftovers = []
         for stream_id, head_changed in self._touched.items():
             stream = self._streams[stream_id]
             partition = stream.head.partition
-            head = Write(partition, _json([stream_id]), _state(stream.head))
+            head = self._write(partition, [stream_id], stream.head)
             changed = [
-                Write(partition, _json([stream_id, utterance_id]), None if each is None else _state(each))
+                self._write(partition, [stream_id, utterance_id], each)
                 for utterance_id, each in stream.changes().items()
             ]
             if stream.head.done:
@@ -241,11 +210,16 @@ class Desk:
             # without any head would be nobody's.
             if stream_id in self._new:
                 nothing_yet = Head(partition, Feed(stream_id))
-                written.append(Write(partition, head.key, _state(nothing_yet)))
+                written.append(self._write(partition, [stream_id], nothing_yet))
             written += [*changed, head] if head_changed else changed
         self._touched = {}
         self._new = set()
         return written
+
+    def _write(self, partition: int, key: list[str], state: Head | Utterance | None) -> Outgoing:
+        """None: to be forgotten."""
+        value = None if state is None else _state(state)
+        return Outgoing(partition, OutputRecord(self._changelog, _json(key), value, []))
 
     def _stream(self, head: Head, utterances: list[Utterance] | None = None) -> Stream:
         speech = self._speech
@@ -291,42 +265,11 @@ class Desk:
         if waits:
             self._overdue[stream.stream_id] = waits
         self.counts["asked_again"] += len(overdue)
-        return [self._request(stream, each, now_ms) for each in overdue]
+        return [record for each in overdue for record in self._records.of(stream, each, now_ms)]
 
     def _sent(self, stream: Stream, effects: list[Effect], *, now_s: float, now_ms: float) -> list[Outgoing]:
-        outgoing: list[Outgoing] = []
-        topic, key = self._settings.speech_topic_names.transcripts, stream.stream_id.encode()
         for effect in effects:
-            match effect:
-                case Ask():
-                    self.counts["asked"] += 1
-                    outgoing.append(self._request(stream, effect, now_ms))
-                case Tell():
-                    self.counts["annotated"] += 1
-                    values = [encode_utterance(stream.stream_id, effect.utterance)]
-                    outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
-                case TellAll():
-                    self.counts["ended"] += 1
-                    values = encode_transcript(stream.stream_id, effect.ended_by, effect.utterances)
-                    outgoing += [Outgoing(stream.head.partition, OutputRecord(topic, key, each, [])) for each in values]
-                    self._heard_s[stream.stream_id] = now_s
-        return outgoing
-
-    def _request(self, stream: Stream, ask: Ask, now_ms: float) -> Outgoing:
-        heard = ask.hypothesis
-        request_id = f"{stream.stream_id}/{ask.utterance_id}/{heard.revision}"
-        headers: Headers = [
-            (CLOUDEVENTS_ID, request_id.encode()),
-            (UTTERANCE, ask.utterance_id.encode()),
-            (REVISION, str(heard.revision).encode()),
-            (FINAL, b"true" if ask.is_final else b"false"),
-        ]
-        budget_ms = self._speech.partial_budget_ms
-        if budget_ms is not None and not ask.is_final:
-            expires = datetime.fromtimestamp(now_ms / 1e3, UTC) + timedelta(milliseconds=budget_ms)
-            headers.append((EXPIRY_TIME, expires.isoformat(timespec="milliseconds").encode()))
-        text = with_context(heard.text, heard.context)
-        body: Any = {"text": text, "id": request_id}
-        value = _json(body) if self._settings.requests.format == "json" else text.encode()
-        topic = self._settings.topic_names.requests
-        return Outgoing(stream.head.partition, OutputRecord(topic, stream.stream_id.encode(), value, headers))
+            self.counts[_OUTCOMES[type(effect)]] += 1
+            if isinstance(effect, TellAll):
+                self._heard_s[stream.stream_id] = now_s
+        return [record for effect in effects for record in self._records.of(stream, effect, now_ms)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -25,11 +25,12 @@ from pipeline.metrics import StageMetrics
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.changelog import ChangelogReader, beginning, group_offsets
 from pipeline.speech.delivery import Batch, NotDelivered, TranscriptsDelivery
-from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
+from pipeline.speech.desk import Desk
+from pipeline.speech.outgoing import Outgoing, without_superseded
 from pipeline.speech.partitions import Partitions, Place
 from pipeline.worker_health import OnError, WorkerHealth, told
 from schemas.errors import BadRecord, Reason
-from schemas.records import InputRecord, OutputRecord, Source
+from schemas.records import InputRecord, Source
 
 log = logging.getLogger("penstock.transcripts")
 
@@ -140,7 +141,7 @@ class TranscriptsWorker:
             self._observe()
             quiet = cache(lambda partition: self._partitions.is_quiet(partition, self._end))
             sent += self.desk.tick(now_s=now_ms / 1e3, now_ms=wall_ms, quiet=quiet)
-        self._send(without_superseded(sent), self._changes(self.desk.writes()), is_due=is_due)
+        self._send(without_superseded(sent), self.desk.writes(), is_due=is_due)
 
     def _start(self, stopped: Callable[[], bool]) -> None:
         """Get ready to deliver, then join the group. So a predecessor of the same name has nothing open any more."""
@@ -184,9 +185,6 @@ class TranscriptsWorker:
             self._poison = {each: why for each, why in self._poison.items() if self._partitions.is_ahead(each)}
             self._sleep(self._delivery.rest_s if done else 0.0)
             self._most = min(_MAX_BATCH, self._most + self._most // 8 + 1)
-
-    def _changes(self, writes: Iterable[Write]) -> list[Outgoing]:
-        return [Outgoing(each.partition, OutputRecord(self._changelog, each.key, each.value, [])) for each in writes]
 
     def _read(self) -> list[InputRecord]:
         wait_s = 0 if self._restoring is not None else _POLL_S

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.desk import Desk, Outgoing, Write, without_superseded
+from pipeline.speech.desk import Desk
+from pipeline.speech.outgoing import Outgoing, without_superseded
 from schemas.errors import BadRecord, Reason
 from schemas.headers import dead_letter_headers
 from schemas.records import Headers, InputRecord, Source
@@ -128,11 +129,12 @@ class World:
     def _writes(self) -> list[Callable[[], None]]:
         return [partial(self._write, each) for each in self.desk.writes()]
 
-    def _write(self, write: Write) -> None:
-        if write.value is None:
-            self.kept.pop(write.key, None)
+    def _write(self, write: Outgoing) -> None:
+        assert write.record.key is not None
+        if write.record.value is None:
+            self.kept.pop(write.record.key, None)
         else:
-            self.kept[write.key] = write.value
+            self.kept[write.record.key] = write.record.value
 
     def _step(self) -> None:
         if self.crash_after is not None:

@@ -306,5 +306,5 @@ def test_extreme_numbers_are_events_that_can_be_kept_or_bad_records(feed_name: F
             record = InputRecord(Source("talk.speech", 0, offset), b"a", value, [])
             for sent in desk.speech(record, now_s=0, now_ms=0):
                 assert sent.record.topic in ("talk.requests", "talk.dead-letters")
-        kept = {each.key: each.value for each in desk.writes() if each.value is not None}
+        kept = {each.record.key: each.record.value for each in desk.writes() if each.record.value is not None}
         Desk(make_settings(feed=feed_name)).load(kept.items(), now_s=0)

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import WorkerMetrics
 from pipeline.speech.delivery import Batch, NotDelivered, OrderedDelivery, TransactionalDelivery
-from pipeline.speech.desk import Outgoing
+from pipeline.speech.outgoing import Outgoing
 from schemas.records import OutputRecord
 
 DONE = [TopicPartition("talk.speech", 2, 7)]
