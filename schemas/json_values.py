@@ -50,4 +50,9 @@ def decode_utf8(value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as err:
-        raise BadRecord(Reason.NOT_UTF8, str(err)) from err
+        raise BadRecord(Reason.NOT_UTF8, f"the value is not UTF-8: {why_not_utf8(err)}") from err
+
+
+def why_not_utf8(err: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be a text, and where."""
+    return f"{err.reason} at its byte {err.start}"

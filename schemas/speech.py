@@ -60,6 +60,7 @@ class _Kind(msgspec.Struct, gc=False):
 _kind = msgspec.json.Decoder(_Kind)
 _event = msgspec.json.Decoder(SpeechEvent)
 _end = msgspec.json.Decoder(EndOfStream)
+_json = msgspec.json.Encoder().encode
 
 
 def decode_speech(value: bytes, decoder: msgspec.json.Decoder[Any], allowed: str) -> Any:
@@ -76,8 +77,11 @@ def decode_speech(value: bytes, decoder: msgspec.json.Decoder[Any], allowed: str
 def end_of_stream(value: bytes) -> EndOfStream | None:
     """The end that a record tells, in any feed; None where it tells something else. Raises BadRecord."""
     # Cheap before exact: almost no record is one.
-    if b"end_of_stream" not in value or decode_speech(value, _kind, _EVENT).end_of_stream is None:
+    if b"end_of_stream" not in value or (said := decode_speech(value, _kind, _EVENT).end_of_stream) is None:
         return None
+    if said is not True:
+        message = f"end_of_stream: {_json(said).decode():.40} is not allowed; allowed: true"
+        raise BadRecord(Reason.BAD_EVENT, message)
     end: EndOfStream = decode_speech(value, _end, _EVENT)
     return end
 

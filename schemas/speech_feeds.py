@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from schemas.errors import BadRecord, Reason
 from schemas.feeds import assemblyai, aws_transcribe, deepgram, google, vosk
 from schemas.feeds.tracks import Event, Feed
+from schemas.json_values import why_not_utf8
 from schemas.records import InputRecord
 from schemas.speech import MAX_ID_CHARACTERS, SpeechEvent, decode_event, end_of_stream
 
@@ -35,7 +36,7 @@ def stream_of(record: InputRecord) -> str:
     try:
         stream_id = record.key.decode()
     except UnicodeDecodeError as err:
-        raise BadRecord(Reason.BAD_KEY, f"the key is not UTF-8: {err.reason}; it is the stream's id") from err
+        raise BadRecord(Reason.BAD_KEY, f"the key is not UTF-8: {why_not_utf8(err)}; it is the stream's id") from err
     if len(stream_id) > MAX_ID_CHARACTERS:
         message = f"the key has {len(stream_id)} characters; a stream's id has at most {MAX_ID_CHARACTERS}"
         raise BadRecord(Reason.BAD_KEY, message)
