@@ -1,4 +1,4 @@
-"""AssemblyAI's Universal-Streaming (v3): messages `Begin`, `Turn`, `Termination`.
+"""AssemblyAI's Universal-Streaming (v3): messages `Begin`, `Turn`, `Termination`, `Error`.
 
 Source: assemblyai.com/docs, "Streaming Audio", "Message sequence breakdown". A turn is an utterance. `transcript` has
 its finished words only; `words` has the one that is being said too. Where turns are formatted, a turn that has ended
@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.errors import BadRecord, Reason
-from schemas.feeds.tracks import Event, Feed, hypothesis, joined
+from schemas.feeds.tracks import Event, Feed, hypothesis, joined, reported_error
 from schemas.speech import Count, EndOfStream, decode_speech
 
 _ALLOWED = 'AssemblyAI\'s messages: {"type": "Turn", ...}, Begin, Termination'
@@ -32,7 +32,11 @@ class _Turn(msgspec.Struct, gc=False):
 
 
 class _Type(msgspec.Struct, gc=False):
-    type: str
+    """The messages of an error that come before a session begins have no type."""
+
+    type: str | None = None
+    error: object = None
+    error_code: object = None
 
 
 _type = msgspec.json.Decoder(_Type)
@@ -41,17 +45,22 @@ _turn = msgspec.json.Decoder(_Turn)
 
 def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a message. Raises BadRecord."""
-    match decode_speech(value, _type, _ALLOWED).type:
+    message: _Type = decode_speech(value, _type, _ALLOWED)
+    match message.type:
         case "Turn":
             return _read_turn(decode_speech(value, _turn, _ALLOWED), feed)
         case "Termination":
             return [EndOfStream(end_of_stream=True, stream_id=feed.stream_id)]
         case "Begin" if feed.tracks:
             # Its turns are counted from 0 again: nothing would tell them from those that were.
-            message = "a session begins in a stream that has had one; each session needs a stream's id (key) of its own"
-            raise BadRecord(Reason.BAD_EVENT, message)
+            why = "a session begins in a stream that has had one; each session needs a stream's id (key) of its own"
+            raise BadRecord(Reason.BAD_EVENT, why)
         case "Begin" | "SpeechStarted":
             return []
+        case "Error" | None if message.type or message.error is not None:
+            raise reported_error("AssemblyAI", message.error, message.error_code)
+        case None:
+            raise BadRecord(Reason.BAD_EVENT, f"no type is in the message; allowed: {_ALLOWED}")
         case other:
             raise BadRecord(Reason.BAD_EVENT, f"type {other!r} is not known; allowed: {_ALLOWED}")
 

@@ -1,4 +1,4 @@
-"""Deepgram's live transcription: messages `Results`, `UtteranceEnd`, `SpeechStarted`, `Metadata`.
+"""Deepgram's live transcription: messages `Results`, `UtteranceEnd`, `SpeechStarted`, `Metadata`, `Error`.
 
 Source: developers.deepgram.com, "Live Audio", "Endpointing & Interim Results", "Utterance End". `is_final` settles the
 text of one stretch of audio, `speech_final` (a pause) the utterance, which may have several stretches; so does
@@ -25,6 +25,7 @@ from schemas.feeds.tracks import (
     joined,
     milliseconds,
     next_utterance,
+    reported_error,
 )
 from schemas.speech import EndOfStream, SpeechEvent, decode_speech
 
@@ -56,6 +57,12 @@ class _UtteranceEnd(msgspec.Struct, gc=False):
     channel: _Channels = (0,)
 
 
+class _Error(msgspec.Struct, gc=False):
+    description: object = None
+    message: object = None
+    variant: object = None
+
+
 class _Type(msgspec.Struct, gc=False):
     type: str
 
@@ -63,6 +70,7 @@ class _Type(msgspec.Struct, gc=False):
 _type = msgspec.json.Decoder(_Type)
 _results = msgspec.json.Decoder(_Results)
 _utterance_end = msgspec.json.Decoder(_UtteranceEnd)
+_error = msgspec.json.Decoder(_Error)
 
 
 def read(value: bytes, feed: Feed) -> list[Event]:
@@ -78,6 +86,9 @@ def read(value: bytes, feed: Feed) -> list[Event]:
             return [*ends, EndOfStream(end_of_stream=True, stream_id=feed.stream_id)]
         case "SpeechStarted":
             return []
+        case "Error":
+            error: _Error = decode_speech(value, _error, _ALLOWED)
+            raise reported_error("Deepgram", error.description, error.message, error.variant)
         case other:
             raise BadRecord(Reason.BAD_EVENT, f"type {other!r} is not known; allowed: {_ALLOWED}")
 

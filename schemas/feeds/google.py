@@ -25,6 +25,7 @@ from schemas.feeds.tracks import (
     joined,
     milliseconds,
     next_utterance,
+    reported_error,
 )
 from schemas.speech import decode_speech
 
@@ -94,7 +95,8 @@ def read(value: bytes, feed: Feed) -> list[Event]:
     """The events in a response, of each channel. Raises BadRecord."""
     response: _Response = decode_speech(value, _response, _ALLOWED)
     if response.error is not None:
-        raise BadRecord(Reason.BAD_EVENT, f"the recognizer reports an error: {response.error}")
+        status = response.error if isinstance(response.error, dict) else {"message": response.error}
+        raise reported_error("the recognizer", status.get("message"), status.get("status"), status.get("code"))
     channels: dict[int, list[_Result]] = {}
     for result in response.results:
         channels.setdefault(result.channel_tag or result.channelTag, []).append(result)

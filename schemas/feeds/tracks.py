@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from schemas.errors import BadRecord, Reason
 from schemas.speech import Count, EndOfStream, SpeechEvent
 
 # An utterance that never ends is ended here: ten minutes of speech.
@@ -97,6 +98,12 @@ def next_utterance(track: Track) -> None:
     track.revision = 0
     track.text = ""
     track.start_ms = None
+
+
+def reported_error(recognizer: str, *said: object) -> BadRecord:
+    """What to say of a recognizer's message of an error: the first of its fields that says something."""
+    what = next((str(each) for each in said if each not in (None, "")), "it does not say which")
+    return BadRecord(Reason.BAD_EVENT, f"{recognizer} reports an error: {what}")
 
 
 def joined(pieces: Iterable[str]) -> str:

@@ -216,9 +216,8 @@ def test_an_utterance_without_end_is_ended() -> None:
         ("penstock", b'{"stream_id": "call-8", "end_of_stream": true}', Reason.BAD_KEY, "must be the same"),
         ("penstock", b'{"end_of_stream":' + b"[" * 100_000, Reason.BAD_EVENT, "nested too deeply"),
         ("deepgram", b'{"type": "Results"}', Reason.BAD_EVENT, "missing required field"),
-        ("deepgram", b'{"type": "Error"}', Reason.BAD_EVENT, "'Error' is not known; allowed: Deepgram's messages"),
-        ("assemblyai", b'{"error": "x"}', Reason.BAD_EVENT, "missing required field `type`"),
-        ("google", b'{"error": {"code": 11}}', Reason.BAD_EVENT, "the recognizer reports an error"),
+        ("deepgram", b'{"type": "Eror"}', Reason.BAD_EVENT, "'Eror' is not known; allowed: Deepgram's messages"),
+        ("assemblyai", b'{"x": 1}', Reason.BAD_EVENT, "no type is in the message; allowed: AssemblyAI's messages"),
         ("riva", b'{"results": [{"result_end_time": "x", "is_final": true}]}', Reason.BAD_EVENT, "no duration"),
         ("aws-transcribe", b"{}", Reason.BAD_EVENT, "no Transcript"),
         ("vosk", b"{}", Reason.BAD_EVENT, "neither partial nor text"),
@@ -231,6 +230,33 @@ def test_what_is_no_message_says_what_would_be(
     with pytest.raises(BadRecord) as found:
         read(feed_name, value, Feed("call-7"))
     assert (found.value.reason, message in found.value.message) == (reason, True), found.value.message
+
+
+@pytest.mark.parametrize(
+    ("feed_name", "value", "message"),
+    [
+        ("deepgram", b'{"type": "Error", "description": "quota", "variant": "x"}', "Deepgram reports an error: quota"),
+        ("deepgram", b'{"type": "Error"}', "Deepgram reports an error: it does not say which"),
+        (
+            "assemblyai",
+            b'{"type": "Error", "error_code": 3006, "error": "Bad"}',
+            "AssemblyAI reports an error: Bad",
+        ),
+        ("assemblyai", b'{"error": "Not Authorized"}', "AssemblyAI reports an error: Not Authorized"),
+        ("google", b'{"error": {"code": 11, "message": "late"}}', "the recognizer reports an error: late"),
+        ("riva", b'{"error": {"code": 11}}', "the recognizer reports an error: 11"),
+        ("aws-transcribe", b'{"Message": "Bad signature"}', "Transcribe reports an error: Bad signature"),
+        (
+            "aws-transcribe",
+            b'{"LimitExceededException": {"Message": ""}}',
+            "Transcribe reports an error: LimitExceededException",
+        ),
+    ],
+)
+def test_an_error_of_the_recognizer_is_told_in_its_words(feed_name: FeedName, value: bytes, message: str) -> None:
+    with pytest.raises(BadRecord) as found:
+        read(feed_name, value, Feed("call-7"))
+    assert (found.value.reason, found.value.message) == (Reason.BAD_EVENT, message)
 
 
 @pytest.mark.parametrize("feed_name", get_args(FeedName))
