@@ -20,9 +20,11 @@ from types import FrameType
 from typing import Self
 
 import msgspec
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline import clients
+from pipeline.clients import ClientSettings
 from pipeline.deadline import Deadline
 from pipeline.errors import UserError, WorkerFailure
 from pipeline.exit_codes import EXIT_USER_ERROR
@@ -82,13 +84,13 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], *, budget_s: float 
     for name, partition_count in topics.items():
         check_topic(name, partition_count)
     deadline = Deadline(budget_s)
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})
+    admin = clients.admin({"bootstrap.servers": bootstrap})
     found = _partition_counts(admin, deadline)
     if not is_embedded(found):
         raise UserError(f"{bootstrap} is not an embedded broker's process: create its topics with the admin API")
     missing = [name for name in topics if name not in found]
     if missing:
-        producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "log_level": 3})
+        producer = clients.producer({"bootstrap.servers": bootstrap}, client_id="penstock-topics")
         for name in missing:
             request = _TopicRequest(name, topics[name])
             producer.produce(CONTROL_TOPIC, msgspec.json.encode(request), partition=0)
@@ -157,15 +159,8 @@ def _allow_open_files() -> None:
 
 def _create_on_request(broker: EmbeddedBroker, stopped: Callable[[], bool]) -> None:
     """Read CONTROL_TOPIC until it is time to stop."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": broker.bootstrap,
-            "group.id": "penstock-broker",  # librdkafka wants one; without subscribe() and commit() it joins none
-            "enable.auto.commit": False,
-            "fetch.wait.max.ms": 50,
-            "log_level": 3,
-        }
-    )
+    settings: ClientSettings = {"bootstrap.servers": broker.bootstrap, "fetch.wait.max.ms": 50}
+    consumer = clients.reader(settings, client_id="penstock-broker")
     consumer.assign([TopicPartition(CONTROL_TOPIC, 0, 0)])
     try:
         while not stopped() and not parent_gone():

@@ -191,7 +191,7 @@ def transactional_producer(
 
 def admin(settings: ClientSettings, *, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
     """A client that asks about topics and makes them. Raises UserError likewise."""
-    config: dict[str, Any] = _EVERY_CLIENT | dict(settings)
+    config: dict[str, Any] = _EVERY_CLIENT | dict(settings) | {"logger": log}
     if on_error is not None:
         config["error_cb"] = on_error
     with _user_errors():
