@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline import clients
 from pipeline.clients import ClientSettings
+from pipeline.dead_letter_log import DeadLetterLog
 from pipeline.deadline import Deadline
 from pipeline.errors import WorkerFailure
 from pipeline.metrics import StageMetrics
@@ -51,6 +52,7 @@ class DeadLetters:
         self._stage = stage
         self._group = group
         self._groups = groups or {}
+        self._told = DeadLetterLog(log)
         self._lock = threading.Lock()
         self._reader: Consumer | None = None
 
@@ -60,7 +62,7 @@ class DeadLetters:
         headers = dead_letter_headers(
             error, source=record.source, stage=self._stage, group=group, style=self._header_style
         )
-        log.warning("dead letter: %s: %s", record.source, error)
+        self._told.tell(record.source, error)
         self._metrics.dead_letter(error.reason)
         return OutputRecord(self.topic, record.key, record.value, [*record.headers, *headers], [record.source])
 
@@ -100,7 +102,8 @@ class DeadLetters:
         return OutputRecord(dead_letter.topic, dead_letter.key, None, headers, dead_letter.answers)
 
     def close(self) -> None:
-        """Let go of the connection, if there is one."""
+        """Let go of the connection, if there is one, and tell what was not told yet."""
+        self._told.close()
         with self._lock:
             if self._reader is not None:
                 self._reader.close()

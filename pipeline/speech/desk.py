@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from pipeline.dead_letter_log import DeadLetterLog
 from pipeline.settings import EnsembleSettings
 from pipeline.speech.letters import letter_of
 from pipeline.speech.outgoing import Outgoing, SpeechRecords
@@ -60,6 +61,7 @@ class Desk:
     def __init__(self, settings: EnsembleSettings) -> None:
         self.counts: Counter[str] = Counter()
         self.refused: Counter[Reason] = Counter()
+        self.letters_told = DeadLetterLog(log)
         self._settings = settings
         self._speech = settings.speech_or_default
         self._records = SpeechRecords(settings)
@@ -163,7 +165,7 @@ class Desk:
 
     def refuse(self, record: InputRecord, error: BadRecord) -> Outgoing:
         """The dead letter of a record."""
-        log.warning("dead letter: %s: %.4000s", record.source, error)
+        self.letters_told.tell(record.source, error)
         self.refused[error.reason] += 1
         return Outgoing(record.source.partition, letter_of(record, error, self._settings))
 

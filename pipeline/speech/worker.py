@@ -114,6 +114,7 @@ class TranscriptsWorker:
         if not returns_within(_LEAVE_S, self._consumer.close):
             log.warning("%s: the broker does not answer: left without a good-bye", self._feed)
         self._delivery.close()
+        self.desk.letters_told.close()
         if (failure := self.health.failure) is not None:
             raise WorkerFailure(told(failure)) from failure
 
