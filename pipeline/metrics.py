@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from pipeline.triton_metrics import TritonCollector
 from schemas.errors import Reason
@@ -31,6 +39,8 @@ class WorkerMetrics:
     again."""
 
     def __init__(self, ensemble: str, *, restarts: int = 0) -> None:
+        # When each series began: a second series for each, which nobody asks for and OpenMetrics can do without.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.ensemble = ensemble
         self._stages: dict[str, StageMetrics] = {}
@@ -62,10 +72,10 @@ class WorkerMetrics:
         self.batch_windows = self._histogram("batch_windows", "Windows of a micro-batch", _WINDOW_BUCKETS)
         self.batch_age = self._histogram("batch_age_seconds", "Wait of a micro-batch's oldest window", _AGE_BUCKETS_S)
 
-    def stage(self, name: str) -> StageMetrics:
-        """The metrics of one stage."""
+    def stage(self, name: str, *, computes: bool = True) -> StageMetrics:
+        """The metrics of one stage; of one that computes nothing without Triton's."""
         if name not in self._stages:
-            self._stages[name] = StageMetrics(self, name)
+            self._stages[name] = StageMetrics(self, name, computes=computes)
         return self._stages[name]
 
     def _counter(self, name: str, documentation: str, labels: Iterable[str] = ()) -> Counter:
@@ -82,8 +92,9 @@ class WorkerMetrics:
 class StageMetrics:
     """What a stage's worker and steps tell of themselves. Thread-safe; milliseconds in, microseconds out."""
 
-    def __init__(self, worker: WorkerMetrics, stage: str) -> None:
+    def __init__(self, worker: WorkerMetrics, stage: str, *, computes: bool) -> None:
         self._worker = worker
+        self._computes = computes
         self._triton = worker.triton
         self._stage = stage
         self._labels = labels = (worker.ensemble, stage)
@@ -109,7 +120,8 @@ class StageMetrics:
         self._told_refused: Counts[Reason] = Counts()
         for reason in Reason:
             worker.dead_letters.labels(*labels, reason)
-        worker.triton.declare(stage)
+        if computes:
+            worker.triton.declare(stage)
 
     def stage_done(self, *, texts: int, queue_ms: float, compute_ms: float, output_ms: float = 0.0) -> None:
         """A unit of `texts` waited and was computed, each of its texts for so long."""
@@ -160,7 +172,8 @@ class StageMetrics:
     def dead_letter(self, reason: Reason) -> None:
         """A record became a dead letter."""
         self._worker.dead_letters.labels(*self._labels, reason).inc()
-        self._triton.fail(self._stage, reason)
+        if self._computes:
+            self._triton.fail(self._stage, reason)
 
     def unanswered(self, why: Unanswered, texts: int = 1) -> None:
         """Texts were not computed."""

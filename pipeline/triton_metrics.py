@@ -79,11 +79,13 @@ class TritonCollector(Collector):
         for (name, model, reason), value in values.items():
             labels = {"model": model, "version": _MODEL_VERSION} | ({"reason": reason} if reason else {})
             families[name].add_sample(name, labels, value)
-        yield from families.values()
+        # Of a process that computes nothing there are none.
+        yield from (family for family in families.values() if family.samples)
         gauge = Metric(_PENDING, "Texts that wait for a batch", "gauge")
         for model, count in pending.items():
             gauge.add_sample(_PENDING, {"model": model, "version": _MODEL_VERSION}, count)
-        yield gauge
+        if pending:
+            yield gauge
 
 
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:

@@ -78,7 +78,7 @@ def transcripts_worker(
     """A member of the transcripts' group, of a name in it if it has one. Raises UserError."""
     kafka, group = settings.kafka, settings.transcripts_group
     client_id = f"{group}@{name or f'{socket.gethostname()}:{os.getpid()}'}"
-    stage = metrics.stage("transcripts")
+    stage = metrics.stage("transcripts", computes=False)
 
     def connect(on_error: OnError) -> Consumer:
         return clients.consumer(

@@ -182,3 +182,16 @@ def test_threads_lose_no_count(worker):
     assert found["nv_inference_count", "encode", "1"] == 800
     assert found["nv_inference_queue_duration_us", "encode", "1"] == 800_000
     assert found["nv_inference_request_failure", "encode", "bad_pack", "1"] == 800
+
+
+def test_what_computes_nothing_has_no_series_that_never_leave_0(worker):
+    worker.stage("transcripts", computes=False).dead_letter(Reason.BAD_EVENT)
+    found = samples(worker)
+    assert not [name for name, *_ in found if name.startswith("nv_")]
+    assert found["penstock_dead_letters_total", "demo", "bad_event", "transcripts"] == 1
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_no_series_says_when_another_began(worker, accept):
+    worker.stage("encode")
+    assert b"_created" not in exposition(worker.registry, accept)[0]
