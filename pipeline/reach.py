@@ -5,6 +5,8 @@ For commands that a person waits for. A worker waits for its broker however long
 
 from __future__ import annotations
 
+import sys
+
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -26,7 +28,7 @@ _NO_BROKER_OF_THE_PROTOCOL = "No brokers configured"
 
 
 def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminClient:
-    """A client of a broker that has answered.
+    """A client of a broker that has answered. A person who waits for it is told so.
 
     Raises UserError: one line with the address and librdkafka's own reason, at once where no time can help.
     """
@@ -43,6 +45,7 @@ def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminC
 
     admin = clients.admin(kafka.client_settings(), on_error=note)
     deadline = Deadline(budget_s)
+    is_told = not sys.stderr.isatty()
     while True:
         try:
             admin.list_topics(timeout=_LOOK_S)
@@ -64,6 +67,10 @@ def reach_broker(kafka: KafkaSettings, *, budget_s: float = _BUDGET_S) -> AdminC
                     f"no broker answers at {address} within {budget_s:g} s ({reason}): start one, or correct "
                     "kafka.bootstrap.servers or --bootstrap"
                 ) from err
+            if not is_told:
+                is_told = True
+                line = f"penstock: waiting for a broker at {address}, for at most {budget_s:g} s"
+                print(line, file=sys.stderr)  # noqa: T201
         else:
             return admin
 

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,8 @@ import pytest
 
 from pipeline import reach
 from pipeline.broker import BrokerProcess
+from pipeline.errors import UserError
+from pipeline.kafka_settings import KafkaSettings
 from tests.cli.conftest import PENSTOCK, WAIT_S, Penstock, WriteEnsemble, environment, run_process, start_process
 
 
@@ -161,6 +164,17 @@ def test_a_broker_that_is_not_there(penstock: Penstock, ensemble: WriteEnsemble,
     assert re.match(
         r"no broker answers at 127\.0\.0\.1:1 within 0\.3 s \(.*Connection refused.*\): start one, or ", says
     )
+
+
+def test_who_waits_for_a_broker_at_a_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(reach, "_LOOK_S", 0.05)
+    with pytest.raises(UserError):
+        reach.reach_broker(KafkaSettings.model_validate({"bootstrap.servers": "127.0.0.1:1"}), budget_s=0.2)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "penstock: waiting for a broker at 127.0.0.1:1, for at most 0.2 s"
 
 
 @pytest.mark.usefixtures("broker_looked_for_briefly")
