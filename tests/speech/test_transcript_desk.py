@@ -461,6 +461,6 @@ def test_state_is_kept_in_small_pieces() -> None:
     outgoing = world.desk.speech(world.logs["speech"][-1], now_s=0, now_ms=0)
     assert len(outgoing) == 1
     writes = world.desk.writes()
-    assert [json.loads(each.key) for each in writes] == [["a", "50"], ["a"]]
-    assert sum(len(each.value or b"") for each in writes) < 200
-    assert msgspec.msgpack.decode(writes[1].value or b"", type=Head) == Head(0, Feed("a"), 50)
+    assert [json.loads(each.record.key or b"") for each in writes] == [["a", "50"], ["a"]]
+    assert sum(len(each.record.value or b"") for each in writes) < 200
+    assert msgspec.msgpack.decode(writes[1].record.value or b"", type=Head) == Head(0, Feed("a"), 50)
