@@ -57,6 +57,7 @@ def test_it_is_asked_to_end_and_its_watcher_goes_with_it(tmp_path: Path) -> None
     assert_gone(both)
 
 
+@pytest.mark.slow
 def test_it_is_killed_where_it_does_not_end_in_time(tmp_path: Path) -> None:
     process = start(tmp_path, sys.executable, "-c", STUBBORN)
     wait_for_said(tmp_path, "up")
@@ -66,6 +67,7 @@ def test_it_is_killed_where_it_does_not_end_in_time(tmp_path: Path) -> None:
     assert_gone(both)
 
 
+@pytest.mark.slow
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     program = (
         "import os, sys, time; from pathlib import Path\n"

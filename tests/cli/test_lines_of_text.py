@@ -166,6 +166,7 @@ def test_a_line_that_no_broker_takes_is_told_and_the_others_are_sent(
     assert [value for _, value in requests(file, kafka, 2)] == [b'{"text":"a"}', b'{"text":"b"}']
 
 
+@pytest.mark.slow
 def test_a_broker_that_dies_under_produce(ensemble: WriteEnsemble, penstock: Penstock) -> None:
     with start_broker_process() as broker:
         # A producer that is idempotent gets its number in steps of 500 ms: one record in ten is sent after 1 s.

@@ -51,6 +51,7 @@ def test_a_killed_worker_s_open_transaction_is_never_seen_and_its_requests_are_a
     second.end()
 
 
+@pytest.mark.slow
 def test_of_two_workers_of_one_name_the_elder_stops(settings: MakeSettings, start: Start) -> None:
     made = settings()
     first = start(made, name="a")
