@@ -260,7 +260,8 @@ def _run(
     finally:
         producer.flush(10)
         outcome.seconds = round(time.monotonic() - started_s, 1)
-        outcome.own_deaths = sum(supervisor.restarts.values()) - kills.total()
+        # Who was killed last may not be started again yet.
+        outcome.own_deaths = max(0, sum(supervisor.restarts.values()) - kills.total())
         if not supervisor.stop():
             outcome.broken.append("a process did not drain when it was told to stop")
         transcripts.look()
