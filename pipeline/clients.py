@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
@@ -32,6 +32,7 @@ ClientSettings = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger("penstock.kafka")
 
+Answer = TypeVar("Answer")
 OnReport = Callable[[KafkaError | None, Message], None]
 
 # A broker answers in milliseconds. It is asked once for a record that the producer has no partition for.
@@ -208,12 +209,18 @@ def read(consumer: Consumer, most: int, wait_s: float) -> list[Message]:
 def bounds(consumer: Consumer, place: TopicPartition, wait_s: float) -> tuple[int, int]:
     """The oldest offset that is left of a partition, and the one that the next record will have, asked now. A topic
     that has just been made, or whose leader moves, is waited for. Raises KafkaException."""
-    deadline = Deadline(wait_s)
+    return while_moving(lambda left_s: consumer.get_watermark_offsets(place, timeout=left_s), _MOVING, wait_s)
+
+
+def while_moving(call: Callable[[float], Answer], moving: frozenset[int], budget_s: float) -> Answer:
+    """What a call comes to, made again while it fails with one of these codes: whoever answers it moves. It is told how
+    many seconds are left."""
+    deadline = Deadline(budget_s)
     while True:
         try:
-            return consumer.get_watermark_offsets(place, timeout=deadline.remaining_s())
+            return call(deadline.remaining_s())
         except KafkaException as err:
-            if err.args[0].code() not in _MOVING or deadline.expired:
+            if err.args[0].code() not in moving or deadline.expired:
                 raise
             time.sleep(_AGAIN_S)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -23,7 +22,6 @@ _MOVING = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     }
 )
-_AGAIN_S = 0.05
 
 
 def committed_offsets(
@@ -32,20 +30,35 @@ def committed_offsets(
     """Of the consumer's group, where there are any. Raises KafkaException where one of them can't be told: that is not
     the same as none."""
     places = [TopicPartition(topic, partition) for partition in partitions]
-    deadline = Deadline(budget_s)
-    while places:
-        try:
-            found = consumer.committed(places, timeout=deadline.remaining_s())
-            refused = next((each.error for each in found if each.error is not None), None)
-            if refused is not None:
-                raise KafkaException(refused)
-        except KafkaException as err:
-            if err.args[0].code() not in _MOVING or deadline.expired:
-                raise
-            time.sleep(_AGAIN_S)
-        else:
-            return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
-    return {}
+
+    def ask(left_s: float) -> list[TopicPartition]:
+        found = consumer.committed(places, timeout=left_s)
+        refused = next((each.error for each in found if each.error is not None), None)
+        if refused is not None:
+            raise KafkaException(refused)
+        return found
+
+    found = clients.while_moving(ask, _MOVING, budget_s) if places else []
+    return {each.partition: each.offset for each in found if each.offset != OFFSET_INVALID}
+
+
+def next_offsets(
+    consumer: Consumer, places: Iterable[tuple[str, int]], *, budget_s: float = _BUDGET_S
+) -> dict[tuple[str, int], int]:
+    """Of each topic's partition the offset that the consumer's group goes on with: the oldest that is left, where it
+    has none. Raises KafkaException: among others, while a transaction is open that would move them."""
+    offsets: dict[tuple[str, int], int] = {}
+    by_topic: dict[str, list[int]] = {}
+    for topic, partition in places:
+        by_topic.setdefault(topic, []).append(partition)
+    for topic, partitions in by_topic.items():
+        committed = committed_offsets(consumer, topic, partitions, budget_s=budget_s)
+        for partition in partitions:
+            offset = committed.get(partition)
+            if offset is None:
+                offset, _ = clients.bounds(consumer, TopicPartition(topic, partition), budget_s)
+            offsets[topic, partition] = offset
+    return offsets
 
 
 def ask_committed_offsets(

@@ -169,11 +169,11 @@ class StageMetrics:
             nv_inference_request_duration_us=texts * total_ms * 1e3,
         )
 
-    def dead_letter(self, reason: Reason) -> None:
-        """A record became a dead letter."""
-        self._worker.dead_letters.labels(*self._labels, reason).inc()
+    def dead_letter(self, reason: Reason, records: int = 1) -> None:
+        """Records became dead letters."""
+        self._worker.dead_letters.labels(*self._labels, reason).inc(records)
         if self._computes:
-            self._triton.fail(self._stage, reason)
+            self._triton.fail(self._stage, reason, records)
 
     def unanswered(self, why: Unanswered, texts: int = 1) -> None:
         """Texts were not computed."""
@@ -224,8 +224,7 @@ class StageMetrics:
         for outcome, count in counts.items():
             self._worker.speech_events.labels(self._worker.ensemble, outcome).inc(count - self._told[outcome])
         for reason, count in refused.items():
-            for _ in range(count - self._told_refused[reason]):
-                self.dead_letter(reason)
+            self.dead_letter(reason, count - self._told_refused[reason])
         self._told = Counts(counts)
         self._told_refused = Counts(refused)
         self._worker.speech_streams.labels(self._worker.ensemble).set(streams)

@@ -60,11 +60,11 @@ class TritonCollector(Collector):
                 key = (name, model, "")
                 self._values[key] = self._values.get(key, 0.0) + amount
 
-    def fail(self, model: str, reason: Reason) -> None:
-        """Count a request that was not answered."""
+    def fail(self, model: str, reason: Reason, count: int = 1) -> None:
+        """Count requests that were not answered."""
         key = ("nv_inference_request_failure", model, str(reason))
         with self._lock:
-            self._values[key] = self._values.get(key, 0.0) + 1
+            self._values[key] = self._values.get(key, 0.0) + count
 
     def set_pending(self, model: str, count: int) -> None:
         """How many texts wait now."""

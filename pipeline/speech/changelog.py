@@ -1,20 +1,15 @@
-"""Beginning anew: up to where the group has read some partitions, and what is kept of them in the changelog.
-
-The changelog is a compacted topic: of each key the newest record is the state.
-"""
+"""The state of the transcripts, as their changelog has it: a compacted topic, of each key the newest record."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from pipeline import clients
 from pipeline.clients import ClientSettings
-from pipeline.group_offsets import committed_offsets
-from pipeline.speech.partitions import Place
 
-# Asking where a partition begins or ends, or what is committed.
+# Asking where a partition ends.
 _ASK_S = 1.0
 _BLOCK_RECORDS = 1_000
 
@@ -54,26 +49,6 @@ class ChangelogReader:
     def close(self) -> None:
         """Read nothing more."""
         self._reader.close()
-
-
-def group_offsets(consumer: Consumer, places: Iterable[Place]) -> dict[Place, int]:
-    """The offset of each partition that the consumer's group goes on with: the first, where it has none. Raises
-    KafkaException: among others, while a transaction is open that would move them."""
-    offsets: dict[Place, int] = {}
-    by_topic: dict[str, list[int]] = {}
-    for topic, partition in places:
-        by_topic.setdefault(topic, []).append(partition)
-    for topic, partitions in by_topic.items():
-        committed = committed_offsets(consumer, topic, partitions, budget_s=_ASK_S)
-        for partition in partitions:
-            offset = committed.get(partition)
-            offsets[topic, partition] = beginning(consumer, (topic, partition)) if offset is None else offset
-    return offsets
-
-
-def beginning(consumer: Consumer, place: Place) -> int:
-    """The oldest offset that is left. Raises KafkaException."""
-    return clients.bounds(consumer, TopicPartition(*place), _ASK_S)[0]
 
 
 def _ends(settings: ClientSettings, topic: str, partitions: Collection[int], *, client_id: str) -> dict[int, int]:

@@ -21,9 +21,10 @@ from pipeline import clients
 from pipeline.clock import now_ms, wall_ms
 from pipeline.deadline import returns_within
 from pipeline.errors import WorkerFailure
+from pipeline.group_offsets import next_offsets
 from pipeline.metrics import StageMetrics
 from pipeline.settings import EnsembleSettings
-from pipeline.speech.changelog import ChangelogReader, beginning, group_offsets
+from pipeline.speech.changelog import ChangelogReader
 from pipeline.speech.delivery import Batch, NotDelivered, TranscriptsDelivery
 from pipeline.speech.desk import Desk
 from pipeline.speech.outgoing import Outgoing, without_superseded
@@ -41,7 +42,7 @@ _MAX_BATCH = 4_000
 _POLL_S = 0.05
 # How late silence and what is overdue are noticed, and how often metrics are told.
 _TICK_MS = 250.0
-# Asking a broker where a partition ends, or whether it is back.
+# Asking a broker where a partition begins or ends, what is committed, or whether it is back.
 _ASK_S = 1.0
 # Leaving the group, where a broker that is away does not answer.
 _LEAVE_S = 5.0
@@ -216,7 +217,8 @@ class TranscriptsWorker:
         self._metrics.records_lost()
         log.error("%s [%d]: records were deleted before they were read: %s", *place, error.str())
         with clients.failures(place[0]):
-            self._partitions.skip_to(place, beginning(self._consumer, place))
+            oldest, _ = clients.bounds(self._consumer, TopicPartition(*place), _ASK_S)
+        self._partitions.skip_to(place, oldest)
         self._consumer.assign(self._partitions.positions)
 
     def _observe(self) -> None:
@@ -251,7 +253,7 @@ class TranscriptsWorker:
                     self._tell(_FOR_TRANSACTIONS)
                     return
                 # First the offsets: the group tells them when no transaction is open that would move them.
-                self._partitions.begin(group_offsets(self._consumer, self._partitions.places))
+                self._partitions.begin(next_offsets(self._consumer, self._partitions.places, budget_s=_ASK_S))
                 kafka, group = self._settings.kafka.consumer_settings(), self._settings.transcripts_group
                 self._restoring = ChangelogReader(kafka, self._changelog, self._partitions.numbers, client_id=group)
             if not self._restoring.read(_POLL_S):

@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from pipeline import clients
+from pipeline.group_offsets import next_offsets
 from pipeline.mock_cluster import EmbeddedBroker
-from pipeline.speech.changelog import ChangelogReader, group_offsets
+from pipeline.speech.changelog import ChangelogReader
 from pipeline.speech.serve import consumer_settings
 from tests.eventually import WAIT_S, eventually
 
@@ -57,7 +58,7 @@ def test_a_member_begins_where_its_group_is_or_with_the_first_record(
     consumer = Consumer({**servers, "group.id": "g", "fetch.wait.max.ms": 10})
     try:
         consumer.commit(offsets=[TopicPartition(TOPIC, 1, 1)], asynchronous=False)
-        assert group_offsets(consumer, [(TOPIC, 0), (TOPIC, 1)]) == {(TOPIC, 0): 0, (TOPIC, 1): 1}
+        assert next_offsets(consumer, [(TOPIC, 0), (TOPIC, 1)]) == {(TOPIC, 0): 0, (TOPIC, 1): 1}
     finally:
         consumer.close()
 
